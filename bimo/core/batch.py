@@ -1,0 +1,72 @@
+"""Batch: what the data hands to the training, and nothing else crosses that seam.
+
+All fields are aligned: column t holds what the model reads at t and what it must say next. Weights therefore belong to
+targets, never to inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of tokens with their targets; every tensor is (B, T).
+
+    Attributes:
+        ids: int64, the tokens that the model reads.
+        targets: int64, the token that follows each of them.
+        weights: float32, how much each target counts in the loss; 0 means not trained.
+        positions: int64, place of each token within its own document, from 0. None: 0 … T-1 in every row.
+        documents: int32, a number per document within the row; a token attends only to its own. None: one per row.
+    """
+
+    ids: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    positions: torch.Tensor | None = None
+    documents: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            assert tensor is None or tensor.shape == self.ids.shape, (
+                f"Batch.{field.name} has shape {tuple(tensor.shape)}, ids have {tuple(self.ids.shape)}"
+            )
+
+    @property
+    def n_rows(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.ids.numel()
+
+    def weight_sum(self) -> float:
+        """Sum of the target weights: the number of trained tokens when all weights are 0 or 1."""
+        return float(self.weights.sum(dtype=_float64()))
+
+    def split(self, rows: int) -> Iterator[Batch]:
+        """Cut into micro-batches of at most `rows` rows, in order, without copying."""
+        for start in range(0, self.n_rows, rows):
+            yield self._map(lambda tensor: tensor[start : start + rows])  # noqa: B023 - used before the next turn
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device; copies overlap with computation where memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: object) -> Batch:
+        assert callable(change), "change must be a function of a tensor"
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: None if value is None else change(value) for name, value in values.items()})
+
+
+def _float64() -> torch.dtype:
+    import torch  # here, because core loads no torch
+
+    return torch.float64

@@ -1,0 +1,249 @@
+"""Every setting of bimo: one frozen dataclass per part, which checks itself and loads no torch.
+
+YAML key, command-line flag and keyword argument all come from the field; the text under a field is its help. A settings
+object that exists is valid: `__post_init__` collects every problem and raises once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from bimo.core.errors import UserError, nearest
+
+
+class Settings:
+    """What all settings share: checking, and plain dictionaries in and out."""
+
+    def problems(self) -> list[str]:
+        """Each problem in one clause that starts with the field's name."""
+        return []
+
+    def __post_init__(self) -> None:
+        found = self.problems()
+        if found:
+            raise UserError("; ".join(found), where=type(self).__name__, mend="Change these settings.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a plain dictionary; an unknown key is an error that names the nearest known one."""
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # every subclass is a dataclass
+        for key in values:
+            if key not in known:
+                raise UserError(
+                    f"unknown key {key!r}{nearest(key, known)}", where=cls.__name__, mend=f"Known: {sorted(known)}."
+                )
+        return cls(**values)
+
+
+def _positive(settings: object, *names: str) -> list[str]:
+    return [f"{n} must be at least 1, is {getattr(settings, n)}" for n in names if getattr(settings, n) < 1]
+
+
+def _share(settings: object, *names: str) -> list[str]:
+    values = {n: getattr(settings, n) for n in names}
+    return [f"{n} must lie in 0 … 1, is {value}" for n, value in values.items() if not 0 <= value <= 1]
+
+
+@dataclass(frozen=True)
+class ModelSpec(Settings):
+    """The shape of a GPT. The defaults are a small Qwen3: grouped queries, rotary, RMSNorm, SwiGLU, QK-norm, tied."""
+
+    vocab_size: int = 4096
+    """Number of token ids (V). A recipe takes it from the tokenizer."""
+    context_length: int = 256
+    """The longest text, in tokens, that the model sees at once."""
+    n_layers: int = 6
+    """Number of blocks."""
+    d_model: int = 384
+    """Width of the residual stream (C)."""
+    n_heads: int = 6
+    """Query heads (H)."""
+    n_kv_heads: int = 0
+    """Key/value heads (K); n_heads must be a multiple. 0 means n_heads."""
+    head_dim: int = 0
+    """Size of one head (D). 0 means d_model / n_heads."""
+    d_ff: int = 0
+    """Width inside the feed-forward part. 0 means 4 x d_model for GELU and 8/3 x d_model for SwiGLU (equal parameters),
+    rounded up to a multiple of 64."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """How a token knows its place: rotary embedding (RoFormer) or a learned vector per position (GPT-2)."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Normalisation before each part of a block."""
+    norm_eps: float = 1e-6
+    """Added to the variance inside the normalisation."""
+    feedforward: Literal["swiglu", "gelu"] = "swiglu"
+    """Gated (SwiGLU, Shazeer 2020) or plain (tanh GELU, GPT-2) feed-forward part."""
+    qk_norm: bool = True
+    """Normalise queries and keys per head (Henry et al. 2020): keeps attention logits bounded."""
+    biases: Literal["none", "qkv", "all"] = "none"
+    """Biases in linear layers: none (Llama, Qwen3), only query/key/value (Qwen2) or everywhere (GPT-2)."""
+    tied_embeddings: bool = True
+    """Share one matrix between the input embedding and the output head."""
+    dropout: float = 0.0
+    """Share of activations that training zeroes after embedding, attention and feed-forward."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights; outputs of a block are scaled down by sqrt(2 n_layers)."""
+
+    def __post_init__(self) -> None:
+        if self.n_heads >= 1 and self.d_model >= 1:
+            set_derived = object.__setattr__  # frozen: derived sizes are settled once, here
+            set_derived(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+            set_derived(self, "head_dim", self.head_dim or self.d_model // self.n_heads)
+            set_derived(self, "d_ff", self.d_ff or self._default_d_ff())
+        super().__post_init__()
+
+    def _default_d_ff(self) -> int:
+        width = 4 * self.d_model if self.feedforward == "gelu" else 8 * self.d_model / 3
+        return max(64, -int(-width // 64) * 64)
+
+    def problems(self) -> list[str]:
+        sizes = ("vocab_size", "context_length", "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff")
+        found = _positive(self, *sizes) + _share(self, "dropout")
+        if found:
+            return found
+        if self.n_heads % self.n_kv_heads:
+            found.append(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.positions == "rotary" and self.head_dim % 2:
+            found.append(f"head_dim must be even for rotary positions, is {self.head_dim}")
+        if self.norm_eps <= 0 or self.rope_theta <= 0:
+            found.append("norm_eps and rope_theta must be positive")
+        return found
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """Which text, and how it is cut into documents and splits."""
+
+    paths: list[str] = field(default_factory=list)
+    """Files, folders or globs of .txt .md .jsonl .csv .parquet (each also .gz); '-' is standard input."""
+    weights: list[float] = field(default_factory=list)
+    """How often each path is drawn, one number per path. Empty: in proportion to its tokens."""
+    validation_paths: list[str] = field(default_factory=list)
+    """Text to measure on. Empty: a share of the documents is held out."""
+    validation_share: float = 0.01
+    """Share of documents held out, chosen by a hash of their text, so that a document never changes sides."""
+    text_field: str = "text"
+    """The field or column of .jsonl, .csv and .parquet that holds the text."""
+    documents: Literal["auto", "file", "blank_line", "line"] = "auto"
+    """Where a document ends in .txt and .md. auto: 20 and more files are a document each, fewer are cut at blank lines."""
+    on_broken: Literal["skip", "stop"] = "skip"
+    """What to do with text that cannot be read: report and skip it, or stop."""
+    workers: int = 0
+    """Threads that encode text. 0: one per core."""
+
+    def problems(self) -> list[str]:
+        found = _share(self, "validation_share")
+        if self.weights and len(self.weights) != len(self.paths):
+            found.append(f"weights has {len(self.weights)} numbers for {len(self.paths)} paths")
+        if any(weight <= 0 for weight in self.weights):
+            found.append("weights must be positive")
+        if self.workers < 0:
+            found.append("workers must not be negative")
+        return found
+
+
+@dataclass(frozen=True)
+class TokenizerSettings(Settings):
+    """How the tokenizer is made."""
+
+    path: str = ""
+    """An existing tokenizer.json to use. Empty: train one on the text."""
+    vocab_size: int = 4096
+    """Number of ids: control tokens + 256 bytes + merges."""
+    train_megabytes: float = 100.0
+    """At most this much text is read for training; larger corpora are sampled by document hash."""
+
+    def problems(self) -> list[str]:
+        found = [] if self.vocab_size >= 300 else [f"vocab_size must be at least 300, is {self.vocab_size}"]
+        return found + ([] if self.train_megabytes > 0 else ["train_megabytes must be positive"])
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """How a model is trained."""
+
+    steps: int = 1000
+    """Number of weight updates."""
+    batch_size: int = 16
+    """Rows of context_length tokens per update."""
+    micro_batch_size: int = 0
+    """Rows per forward pass; the gradients of one update are accumulated exactly. 0: the whole batch."""
+    learning_rate: float = 1e-3
+    """Peak rate."""
+    min_learning_rate: float = 1e-4
+    """Rate at the end of the schedule."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Cosine decay, warm-up-stable-decay (linear decay over the last decay_share), or constant."""
+    warmup_steps: int = 50
+    """Steps of linear rise to the peak rate."""
+    decay_share: float = 0.2
+    """Share of the steps that wsd spends on its decay."""
+    weight_decay: float = 0.1
+    """AdamW's decay of matrices; vectors (norms, biases) are not decayed."""
+    beta1: float = 0.9
+    """AdamW's memory of the gradient."""
+    beta2: float = 0.95
+    """AdamW's memory of the squared gradient."""
+    grad_clip: float = 1.0
+    """Largest norm of the whole gradient; 0 switches clipping off."""
+    evaluate_every: int = 200
+    """Steps between evaluations on held-out text; 0: only at the end."""
+    evaluate_rows: int = 64
+    """Rows of held-out text per evaluation during training; the final one uses all."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; 0: only at the end and at Ctrl-C."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    sample_every: int = 0
+    """Steps between sample texts; 0: none."""
+    sample_prompt: str = ""
+    """How a sample begins. Empty: at the start of a document."""
+    seed: int = 0
+    """Settles initial weights, dropout and the order of the data."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device computes it fast, else fp32."""
+    threads: int = 0
+    """CPU threads; 0: one per physical core that this process may use."""
+
+    def problems(self) -> list[str]:
+        found = _positive(self, "steps", "batch_size", "evaluate_rows", "keep_checkpoints", "log_every")
+        found += _share(self, "decay_share", "beta1", "beta2")
+        whole = ("micro_batch_size", "warmup_steps", "evaluate_every", "checkpoint_every", "sample_every", "threads")
+        found += [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
+        if self.learning_rate <= 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
+            found.append("learning_rate must be positive and min_learning_rate between 0 and it")
+        if self.weight_decay < 0 or self.grad_clip < 0:
+            found.append("weight_decay and grad_clip must not be negative")
+        return found
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """A whole run: text in, a folder under `runs` out. This is what a recipe file holds."""
+
+    name: str = "run"
+    """Name of the run; its folder is FOLDER/NAME."""
+    folder: str = "runs"
+    """Where runs are kept."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """Which text, and how it is cut into documents and splits."""
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    """How the tokenizer is made."""
+    model: ModelSpec = field(default_factory=ModelSpec)
+    """The shape of the GPT."""
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    """How it is trained."""
+
+    def problems(self) -> list[str]:
+        bad = not self.name or self.name in {".", ".."} or any(c in self.name for c in "/\\\0")
+        return [f"name must be a plain folder name, is {self.name!r}"] if bad else []

@@ -1,0 +1,6 @@
+"""From prompts to tokens: the one way in which bimo generates, for a notebook, the command line and the applications."""
+
+from bimo.engine.engine import Completion, Engine
+from bimo.engine.request import SamplingParams
+
+__all__ = ["Completion", "Engine", "SamplingParams"]

@@ -1,0 +1,144 @@
+"""The engine: a model and a tokenizer that answer one request at a time, with a KV cache.
+
+`tokens` is the loop: run the model on what is new, choose a token, hand it out. Text is cut from tokens by the
+tokenizer's incremental decoder, which never splits a character, and by the stop strings. Control tokens other than the
+ends are never generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bimo.core.errors import UserError
+from bimo.engine.request import SamplingParams, StopStrings
+from bimo.engine.sampling import next_token
+from bimo.model.cache import KVCache
+from bimo.model.gpt import GPT
+from bimo.tokenizer import Tokenizer
+
+FinishReason = Literal["end", "stop", "max_tokens", "context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer.
+
+    Attributes:
+        text: The new text.
+        n_tokens: How many tokens it took.
+        finish_reason: end (the model said so), stop (a stop string), max_tokens, or context (the model sees no further).
+    """
+
+    text: str
+    n_tokens: int
+    finish_reason: FinishReason
+
+
+class Engine:
+    """Generates with one model.
+
+    Args:
+        model: A GPT; it is put into evaluation mode for each request.
+        tokenizer: The tokenizer it was trained with.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def generate(self, prompts: Iterable[str], params: SamplingParams | None = None) -> list[Completion]:
+        """An answer to each prompt, in order."""
+        return [self.complete(self.prompt_ids(prompt), params) for prompt in prompts]
+
+    def complete(self, prompt: Sequence[int], params: SamplingParams | None = None) -> Completion:
+        """The whole answer to a prompt of token ids."""
+        pieces: list[str] = []
+        stream = self.stream(prompt, params or SamplingParams())
+        try:
+            while True:
+                pieces.append(next(stream))
+        except StopIteration as end:
+            n_tokens, reason = end.value
+        return Completion("".join(pieces), n_tokens, reason)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """A prompt's ids: the beginning of a document, then the text."""
+        return [self.tokenizer.begin_id, *self.tokenizer.encode(text)]
+
+    def stream(
+        self, prompt: Sequence[int], params: SamplingParams
+    ) -> Generator[str, None, tuple[int, FinishReason]]:
+        """Pieces of the answer as they become whole characters; returns the count of tokens and the reason to stop."""
+        decoder, stops = self.tokenizer.decoder(), StopStrings(params.stop)
+        n_tokens, reason = 0, "max_tokens"
+        ends = self._end_ids()
+        room = self._room(prompt)
+        for token in self.tokens(prompt, params):
+            n_tokens += 1
+            if token in ends:
+                reason = "end"
+                break
+            piece = stops.push(decoder.push(token))
+            if piece:
+                yield piece
+            if stops.found:
+                return n_tokens, "stop"
+        rest = stops.push(decoder.finish())
+        rest += stops.finish()
+        if rest:
+            yield rest
+        if reason == "max_tokens" and n_tokens == room < params.max_tokens:
+            reason = "context"
+        return n_tokens, "stop" if stops.found else reason  # type: ignore[return-value]  # a literal by construction
+
+    def tokens(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
+        """New token ids, one by one, until an end token, `max_tokens` or the end of the context."""
+        count = min(params.max_tokens, self._room(prompt))
+        model, weight = self.model, self.model.lm_head.weight
+        generator = torch.Generator()
+        if params.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(params.seed)
+        text = torch.tensor([*prompt, *[0] * count])  # (n + count); filled in as tokens are chosen
+        capacity = len(prompt) + count
+        cache = KVCache(model.spec, 1, capacity, device=weight.device, dtype=weight.dtype)
+        forbidden, ends = self._forbidden(), self._end_ids()
+        model.eval()
+        start = 0
+        for end in range(len(prompt), capacity):
+            with torch.inference_mode():
+                hidden = model.hidden(text[None, start:end].to(weight.device), cache=cache)  # (1, T, C)
+                logits = model.lm_head(hidden[0, -1]).float().cpu()  # (V,)
+                logits[forbidden] = float("-inf")
+                token = next_token(logits, text[:end], params, generator)
+            yield token
+            if token in ends:
+                return
+            text[end] = token
+            start = end
+
+    def _room(self, prompt: Sequence[int]) -> int:
+        """How many tokens can follow the prompt: the last one is not read again, so one more than the context has."""
+        limit = self.model.spec.context_length
+        if not prompt:
+            raise UserError("the prompt has no tokens", mend="Give at least one.")
+        if len(prompt) > limit:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, the model sees at most {limit}", mend="Shorten the prompt."
+            )
+        return limit - len(prompt) + 1
+
+    def _end_ids(self) -> set[int]:
+        names = ("<|end|>", "<|end_of_turn|>")
+        control = self.tokenizer.control_tokens
+        return {self.tokenizer.end_id} | {control[name] for name in names if name in control}
+
+    def _forbidden(self) -> Tensor:
+        """Ids that must not appear inside an answer: control tokens, and ids beyond the tokenizer."""
+        beyond = range(self.tokenizer.vocab_size, self.model.spec.vocab_size)
+        return torch.tensor(sorted({*self.tokenizer.control_tokens.values(), *beyond} - self._end_ids()), dtype=torch.long)

@@ -1,0 +1,56 @@
+"""How good a model is on text, in figures that do not depend on its tokenizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bimo.core.batch import Batch
+from bimo.model.gpt import GPT
+
+_CHUNK_LOGITS = 2**24  # logits held at once (64 MB in float32)
+
+
+@torch.inference_mode()
+def bits_per_byte(model: GPT, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
+    """Bits that the model needs per byte of text: the compression rate it would reach with an arithmetic coder.
+
+    Every trained target counts with its full cost, also the end of a document, whose bytes are 0.
+
+    Args:
+        model: In evaluation mode.
+        batches: Held-out text.
+        token_bytes: Bytes of text per id, int64, (V,).
+
+    Returns:
+        `bits_per_byte`, and `valid_loss` in nats per token.
+    """
+    device = model.lm_head.weight.device
+    token_bytes = token_bytes.to(device)
+    nats, n_bytes, n_tokens = 0.0, 0, 0
+    for batch in batches:
+        batch = batch.to(device)
+        hidden = model.hidden(batch.ids, positions=batch.positions, documents=batch.documents)  # (B, T, C)
+        nats += nll(model, hidden, batch.targets, batch.weights)
+        counted = batch.targets[batch.weights > 0]
+        n_bytes += int(token_bytes[counted].sum())
+        n_tokens += counted.numel()
+    if n_bytes == 0:
+        return {"bits_per_byte": math.nan, "valid_loss": math.nan}
+    return {"bits_per_byte": nats / math.log(2) / n_bytes, "valid_loss": nats / n_tokens}
+
+
+def nll(model: GPT, hidden: Tensor, targets: Tensor, weights: Tensor) -> float:
+    """Negative log-likelihood in nats, summed over the targets of non-zero weight, without holding all logits."""
+    hidden, targets, counted = hidden.flatten(0, 1), targets.flatten(), weights.flatten() > 0
+    rows = max(1, _CHUNK_LOGITS // model.spec.vocab_size)
+    total = 0.0
+    for start in range(0, len(targets), rows):
+        part = slice(start, start + rows)
+        losses = F.cross_entropy(model.lm_head(hidden[part]).float(), targets[part], reduction="none")
+        total += float(losses[counted[part]].sum())
+    return total

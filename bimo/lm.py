@@ -1,0 +1,175 @@
+"""LM: a GPT with its tokenizer, so text goes in and text comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bimo.core.artifacts import write_folder
+from bimo.core.batch import Batch
+from bimo.core.config import ModelSpec, TrainingSettings
+from bimo.core.errors import UserError
+from bimo.engine import Engine, SamplingParams
+from bimo.interop import load_model, save_model
+from bimo.model.gpt import GPT
+from bimo.tokenizer import Tokenizer
+from bimo.training import Callback, Trainer
+from bimo.training.losses import Loss
+
+
+class LM:
+    """A language model as a person uses it.
+
+    Attributes:
+        model: The GPT, a torch module: `lm.model(ids)` gives logits (B, T, V).
+        tokenizer: Text to ids and back.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+        if tokenizer.vocab_size > model.spec.vocab_size:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model.spec.vocab_size}",
+                mend="Use the tokenizer that the model was trained with.",
+            )
+        self.model, self.tokenizer = model, tokenizer
+
+    def generate(self, prompt: str, **options: Any) -> str:
+        """Continue a text.
+
+        Args:
+            prompt: How the text begins; may be empty.
+            options: Fields of `SamplingParams`: max_tokens, temperature (0 is greedy), top_k, top_p, min_p,
+                repetition_penalty, seed, stop.
+
+        Raises:
+            UserError: The prompt is longer than the context, or an option is unknown or out of range.
+        """
+        return "".join(self.stream(prompt, **options))
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Like `generate`, piece by piece; a piece never ends inside a character."""
+        engine = Engine(self.model, self.tokenizer)
+        return engine.stream(engine.prompt_ids(prompt), _sampling(options))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """The assistant's next message to a conversation of {"role": …, "content": …}."""
+        return "".join(self.stream_chat(messages, **options))
+
+    def stream_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Iterator[str]:
+        """Like `chat`, piece by piece."""
+        ids = self.tokenizer.encode_chat(messages, add_generation_prompt=True)
+        return Engine(self.model, self.tokenizer).stream(ids, _sampling(options))
+
+    def fit(
+        self,
+        inputs: Any,
+        targets: Sequence[str] | None = None,
+        *,
+        epochs: int = 1,
+        settings: TrainingSettings | None = None,
+        loss: Loss | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> LM:
+        """Train on texts: the short way to `Trainer`.
+
+        Args:
+            inputs: A text, a sequence of texts, or an (N, T) array or tensor of ids.
+            targets: What to say after each input; only these are trained then. None: the inputs themselves are learned.
+            epochs: Passes over the data.
+            settings: Rates and sizes; `steps` comes from the epochs.
+            loss: A loss of your own, (logits, targets, weights) → scalar.
+            callbacks: See `bimo.training.Callback`.
+        """
+        Trainer(self, settings, loss=loss, callbacks=callbacks).fit(inputs, targets, epochs=epochs)
+        return self
+
+    def batches(self, inputs: Any, targets: Any = None, *, batch_size: int, seed: int) -> list[Batch]:
+        """One epoch of shuffled batches; each row is one text, or a piece of one that is longer than the context."""
+        rows = list(self._rows(inputs, targets))
+        if not rows:
+            raise UserError("there is no text to train on", mend="Give at least one text that is not empty.")
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+        pad, longest = self.tokenizer.pad_id, self.model.spec.context_length
+        return [
+            _batch([rows[i] for i in order[start : start + batch_size]], pad, longest)
+            for start in range(0, len(rows), batch_size)
+        ]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model's folder: weights, configuration, tokenizer; it opens in transformers as it lies."""
+        folder = Path(folder)
+        with write_folder(folder) as target:
+            save_model(target, self.model, self.tokenizer)
+            self.tokenizer.save(target)
+        return folder
+
+    def _rows(self, inputs: Any, targets: Any) -> Iterator[tuple[list[int], int]]:
+        """Ids of each row, one more than the model reads, and how many of them at the start are not trained."""
+        longest = self.model.spec.context_length + 1
+        begin, end = self.tokenizer.begin_id, self.tokenizer.end_id
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        if targets is not None and (isinstance(targets, str) or len(targets) != len(texts)):
+            raise UserError(f"there are {len(texts)} inputs but the targets do not match them one to one")
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                ids = [int(i) for i in text]
+            elif targets is None:
+                ids = [begin, *self.tokenizer.encode(text), end]
+            else:
+                prompt = [begin, *self.tokenizer.encode(text)]
+                ids = [*prompt, *self.tokenizer.encode(targets[number]), end]
+                if len(ids) > longest:
+                    raise UserError(
+                        f"input {number} and its target have {len(ids)} tokens together, the model sees {longest - 1}",
+                        mend="Shorten or drop it.",
+                    )
+                yield ids, len(prompt)
+                continue
+            for start in range(0, len(ids) - 1, longest - 1):
+                yield ids[start : start + longest], 1
+
+
+def load(path: str | Path) -> LM:
+    """Open a run (`runs/NAME`) or a model folder.
+
+    Raises:
+        UserError: There is nothing that can be opened; it says what was looked for.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        raise UserError("GGUF files cannot be opened yet", where=str(path), mend="Give a run or a model folder.")
+    folder = path / "model" if (path / "model" / "config.json").exists() else path
+    if not (folder / "config.json").exists():
+        if (path / "run.yaml").exists():
+            raise UserError("this run has no model yet", where=str(path), mend=f"Finish it: bimo train --resume {path}")
+        raise UserError("no run and no model folder", where=str(path), mend="See which runs there are: ls runs")
+    return LM(load_model(folder), Tokenizer.load(folder))
+
+
+def new(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int = 0) -> LM:
+    """A model with random weights; the vocabulary's size is the tokenizer's."""
+    model = GPT(replace(spec, vocab_size=tokenizer.vocab_size))
+    model.reset_parameters(torch.Generator().manual_seed(seed))
+    return LM(model, tokenizer)
+
+
+def _sampling(options: dict[str, Any]) -> SamplingParams:
+    stop = options.get("stop", ())
+    return SamplingParams.from_dict({**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+
+
+def _batch(rows: list[tuple[list[int], int]], pad: int, longest: int) -> Batch:
+    """Rows side by side, padded at the end to the longest of them; padding and prompts have weight 0."""
+    width = max(len(ids) for ids, _ in rows) - 1
+    width = 1 + min(longest, 8 * math.ceil(width / 8))  # few distinct shapes let the allocator reuse its memory
+    table = torch.full((len(rows), width), pad)  # (B, T + 1)
+    weights = torch.zeros(len(rows), width)
+    for row, (ids, untrained) in enumerate(rows):
+        table[row, : len(ids)] = torch.tensor(ids)
+        weights[row, untrained : len(ids)] = 1.0
+    return Batch(ids=table[:, :-1], targets=table[:, 1:], weights=weights[:, 1:])

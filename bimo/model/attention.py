@@ -1,0 +1,43 @@
+"""Multi-head self-attention: several heads look back over the text and mix what they find (Vaswani et al. 2017).
+
+Grouped queries (Ainslie et al. 2023): H query heads share K key/value heads, which shrinks the cache by H / K. Positions,
+masks and the cache come in one `AttnContext`; how the softmax is computed is a backend's affair.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bimo.core.config import ModelSpec
+from bimo.model.backends import Attend, AttnContext
+from bimo.model.cache import KVCache
+from bimo.model.layers import make_norm, rotate
+
+
+class Attention(nn.Module):
+    """Self-attention of one block: (B, T, C) in, (B, T, C) out."""
+
+    def __init__(self, spec: ModelSpec, layer: int, attend: Attend) -> None:
+        super().__init__()
+        self.layer, self.head_dim, self.attend = layer, spec.head_dim, attend
+        width, kv_width = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+        bias = spec.biases != "none"
+        self.q_proj = nn.Linear(spec.d_model, width, bias=bias)
+        self.k_proj = nn.Linear(spec.d_model, kv_width, bias=bias)
+        self.v_proj = nn.Linear(spec.d_model, kv_width, bias=bias)
+        self.o_proj = nn.Linear(width, spec.d_model, bias=spec.biases == "all")
+        self.q_norm = make_norm(spec, spec.head_dim) if spec.qk_norm else nn.Identity()
+        self.k_norm = make_norm(spec, spec.head_dim) if spec.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, ctx: AttnContext) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))  # (B, T, H, D)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))  # (B, T, K, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, D)
+        if ctx.cos is not None and ctx.sin is not None:
+            q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, D)
+        if isinstance(ctx.cache, KVCache):
+            k, v = ctx.cache.append(self.layer, k, v)  # (B, K, S, D)
+        y = self.attend(q, k, v, ctx)  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)

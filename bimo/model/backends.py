@@ -1,0 +1,68 @@
+"""attend(q, k, v, ctx): the ways to compute softmax(q kᵀ / √D) v, chosen once, with a reason that can be printed.
+
+`math` is the oracle: the formula as it stands. `sdpa` is torch's fused kernel (FlashAttention, Dao et al. 2022, on CUDA
+and a tiled kernel of the same idea on CPU), which never holds the T x T scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttnContext:
+    """All that attention needs beside its input; built once per forward pass, the same for every layer.
+
+    Attributes:
+        cos: Cosines of the rotary angles, (B or 1, T, 1, D/2); None without rotary positions. `sin` likewise.
+        mask: Which key each query may see, bool, (B or 1, 1, T, S). None: see `causal`.
+        causal: Without a mask, whether query t sees keys 0 … t only, or (a single new token) all of them.
+        cache: Keys and values of earlier tokens, appended to by every layer; None while training.
+    """
+
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    mask: Tensor | None = None
+    causal: bool = True
+    cache: object | None = None
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, AttnContext], Tensor]
+
+
+def attend_math(q: Tensor, k: Tensor, v: Tensor, ctx: AttnContext) -> Tensor:
+    """The formula, with every score in memory: slow and obvious. Shapes as in `attend_sdpa`."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (B, H, S, D)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    mask = ctx.mask
+    if mask is None and ctx.causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1) @ v
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: AttnContext) -> Tensor:
+    """torch's fused attention.
+
+    Args:
+        q: Queries, (B, H, T, D).
+        k: Keys, (B, K, S, D), with H a multiple of K; `v` likewise.
+        ctx: What may be seen.
+
+    Returns:
+        (B, H, T, D).
+    """
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=ctx.mask, is_causal=ctx.mask is None and ctx.causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+BACKENDS: dict[str, Attend] = {"math": attend_math, "sdpa": attend_sdpa}
