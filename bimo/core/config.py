@@ -1,42 +1,15 @@
 """Every setting of bimo: one frozen dataclass per part, which checks itself and loads no torch.
 
 YAML key, command-line flag and keyword argument all come from the field; the text under a field is its help. A settings
-object that exists is valid: `__post_init__` collects every problem and raises once.
+object that exists is valid.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import Literal
 
-from bimo.core.errors import UserError, nearest
-
-
-class Settings:
-    """What all settings share: checking, and plain dictionaries in and out."""
-
-    def problems(self) -> list[str]:
-        """Each problem in one clause that starts with the field's name."""
-        return []
-
-    def __post_init__(self) -> None:
-        found = self.problems()
-        if found:
-            raise UserError("; ".join(found), where=type(self).__name__, mend="Change these settings.")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from a plain dictionary; an unknown key is an error that names the nearest known one."""
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # every subclass is a dataclass
-        for key in values:
-            if key not in known:
-                raise UserError(
-                    f"unknown key {key!r}{nearest(key, known)}", where=cls.__name__, mend=f"Known: {sorted(known)}."
-                )
-        return cls(**values)
+from bimo.core.settings import Settings
 
 
 def _positive(settings: object, *names: str) -> list[str]:
@@ -91,7 +64,8 @@ class ModelSpec(Settings):
     """Standard deviation of the initial weights; outputs of a block are scaled down by sqrt(2 n_layers)."""
 
     def __post_init__(self) -> None:
-        if self.n_heads >= 1 and self.d_model >= 1:
+        sizes = (self.n_heads, self.d_model, self.n_kv_heads, self.head_dim, self.d_ff)
+        if all(isinstance(size, int) for size in sizes) and self.n_heads >= 1:
             set_derived = object.__setattr__  # frozen: derived sizes are settled once, here
             set_derived(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
             set_derived(self, "head_dim", self.head_dim or self.d_model // self.n_heads)
@@ -173,7 +147,7 @@ class TrainingSettings(Settings):
     batch_size: int = 16
     """Rows of context_length tokens per update."""
     micro_batch_size: int = 0
-    """Rows per forward pass; the gradients of one update are accumulated exactly. 0: the whole batch."""
+    """Rows per forward pass; the gradients of one update are accumulated exactly. 0: chosen for the device."""
     learning_rate: float = 1e-3
     """Peak rate."""
     min_learning_rate: float = 1e-4

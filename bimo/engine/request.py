@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bimo.core.config import Settings
+from bimo.core.settings import Settings
 
 
 @dataclass(frozen=True)

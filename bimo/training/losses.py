@@ -51,7 +51,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         wanted = any(ctx.needs_input_grad)
         grad_hidden = torch.empty_like(hidden) if wanted else None
-        grad_head = torch.zeros_like(head) if wanted else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wanted else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         rows = max(1, _CHUNK_LOGITS // head.shape[0])
         for start in range(0, hidden.shape[0], rows):
@@ -65,11 +65,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad = logits.sub_(log_sum).exp_().mul_(weight)  # softmax x weight, in place of the logits
             grad = grad.scatter_add_(-1, target, -weight).to(x.dtype)
             torch.mm(grad, head, out=grad_hidden[part])
-            grad_head.addmm_(grad.T, x)
+            if x.dtype == torch.float32:
+                grad_head.addmm_(grad.T, x)
+            else:
+                grad_head += grad.T @ x
+        ctx.head_dtype = head.dtype
         ctx.save_for_backward(*(g for g in (grad_hidden, grad_head) if g is not None))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_head * grads[0].to(grad_head.dtype), None, None
+        scale = grads[0]
+        return grad_hidden * scale.to(grad_hidden.dtype), (grad_head * scale).to(ctx.head_dtype), None, None

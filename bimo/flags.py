@@ -1,0 +1,64 @@
+"""Command-line flags and recipe files made from the settings: one definition, three ways to give it.
+
+`jsonargparse` does the parsing; every field of a settings class becomes `--part.field` with the field's text as its help,
+and the same dotted names are the keys of a YAML recipe. A name that does not exist is an error with the nearest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
+
+import jsonargparse
+from docstring_parser import parse_from_object
+
+from bimo.core.errors import UserError, nearest
+from bimo.core.settings import Settings, field_names
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """jsonargparse's parser with errors for people."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise UserError(*_explain(message, known_names(self)))
+
+
+def add_settings(parser: jsonargparse.ArgumentParser, settings: type[Settings], prefix: str = "") -> None:
+    """Add a flag for each field, nested settings with their prefix."""
+    hints = get_type_hints(settings)
+    texts = {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(settings).params}
+    group = parser.add_argument_group(f"{prefix.rstrip('.') or 'run'}")
+    for field in fields(settings):  # type: ignore[arg-type]  # every subclass is a dataclass
+        hint = hints[field.name]
+        if isinstance(hint, type) and issubclass(hint, Settings):
+            add_settings(parser, hint, f"{prefix}{field.name}.")
+            continue
+        value = field.default if field.default_factory is MISSING else field.default_factory()
+        group.add_argument(f"--{prefix}{field.name}", type=hint, default=value, help=texts[field.name])
+
+
+def known_names(parser: jsonargparse.ArgumentParser) -> list[str]:
+    """Dotted names of everything that the parser takes."""
+    return [action.dest for action in parser._actions if action.dest not in (argparse.SUPPRESS, "help")]
+
+
+def settings_values(namespace: jsonargparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
+    """The plain nested dictionary of one settings class, out of what was parsed."""
+    values = namespace.as_dict()
+    return {name: values[name] for name in field_names(settings)}
+
+
+def _explain(message: str, known: list[str]) -> tuple[str]:
+    """One sentence out of jsonargparse's message, with the nearest known name where a name is unknown."""
+    unknown = re.search(r"(?:unrecognized arguments?|Unrecognized arguments?): (?:--)?([\w.\-+]+)", message)
+    unknown = unknown or re.search(r"[Kk]ey ['\"]([\w.\-]+)['\"] is not expected", message)
+    if unknown is None:
+        unknown = re.search(r"Option ['\"]([\w.\-]+)['\"] is not accepted", message)
+    if unknown:
+        name = unknown[1]
+        tail = [dotted for dotted in known if dotted.rpartition(".")[2] == name.rpartition(".")[2]]
+        hint = f" (did you mean {tail[0]!r}?)" if tail else nearest(name, known)
+        return (f"unknown setting {name!r}{hint}",)
+    return (" ".join(message.split()),)

@@ -1,0 +1,158 @@
+"""What a person sees while a model trains: a live picture in a terminal, plain lines without one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from bimo.training import Callback, StepResult, Trainer
+
+_REFRESH_S = 0.5
+
+
+@dataclass
+class Figures:
+    """The figures that both views show.
+
+    Attributes:
+        flops_per_token: Of the model, forward and backward.
+        peak_flops: Measured on this machine, per second; 0 when unknown.
+        losses: Loss of every step, in nats per token.
+        tokens_per_second: Smoothed over steps.
+    """
+
+    flops_per_token: float
+    peak_flops: float
+    losses: list[float] = field(default_factory=list)
+    tokens_per_second: float = 0.0
+
+    def add(self, result: StepResult) -> None:
+        self.losses.append(result.loss)
+        speed = result.tokens_per_second
+        self.tokens_per_second = 0.9 * self.tokens_per_second + 0.1 * speed if self.tokens_per_second else speed
+
+    def share_of_peak(self) -> str:
+        if not self.peak_flops:
+            return ""
+        return f"{self.tokens_per_second * self.flops_per_token / self.peak_flops:.0%} of measured peak"
+
+    def time_left(self, trainer: Trainer, result: StepResult) -> str:
+        steps_left = trainer.settings.steps - result.step
+        return duration(steps_left * result.tokens / max(self.tokens_per_second, 1e-9))
+
+
+class PlainView(Callback):
+    """Lines for a log: every `log_every` steps, every evaluation, every sample."""
+
+    def __init__(self, console: Console, figures: Figures) -> None:
+        self.console, self.figures = console, figures
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        self.figures.add(result)
+        if result.step % trainer.settings.log_every == 0 or result.step in (1, trainer.settings.steps):
+            parts = [f"step {result.step}/{trainer.settings.steps}", f"loss {result.loss:.3f}"]
+            parts += [f"{self.figures.tokens_per_second:,.0f} tokens/s", self.figures.share_of_peak()]
+            parts += [f"{self.figures.time_left(trainer, result)} left"]
+            self._line(" · ".join(part for part in parts if part))
+
+    def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        shown = " · ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics.items())
+        self._line(f"step {trainer.state.step}: held-out {shown}")
+
+    def on_sample(self, trainer: Trainer, text: str) -> None:
+        self._line(f"step {trainer.state.step} writes: {' '.join(text.split())}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveView(Callback):
+    """A picture that is drawn again twice a second: loss curve, speed, time left, the newest sample."""
+
+    def __init__(self, console: Console, figures: Figures) -> None:
+        self.console, self.figures = console, figures
+        self.live = Live(console=console, auto_refresh=False)
+        self.drawn = 0.0
+        self.evaluation = self.sample = ""
+        self.result: StepResult | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.live.start()
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        self.figures.add(result)
+        self.result = result
+        if time.monotonic() - self.drawn > _REFRESH_S:
+            self._draw(trainer)
+
+    def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.evaluation = f"{metrics['bits_per_byte']:.3f} bits/byte" if "bits_per_byte" in metrics else ""
+        self._draw(trainer)
+
+    def on_sample(self, trainer: Trainer, text: str) -> None:
+        self.sample = text
+        self._draw(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        self._draw(trainer)
+        self.live.stop()
+
+    def _draw(self, trainer: Trainer) -> None:
+        if self.result is None:
+            return
+        self.drawn = time.monotonic()
+        self.live.update(self._picture(trainer, self.result), refresh=True)
+
+    def _picture(self, trainer: Trainer, result: StepResult) -> RenderableType:
+        facts = Table.grid(padding=(0, 2))
+        facts.add_row("step", f"{result.step} / {trainer.settings.steps}")
+        facts.add_row("loss", f"{result.loss:.3f} nats/token")
+        facts.add_row("held out", self.evaluation or "…")
+        facts.add_row("speed", f"{self.figures.tokens_per_second:,.0f} tokens/s")
+        facts.add_row("", self.figures.share_of_peak())
+        facts.add_row("left", self.figures.time_left(trainer, result))
+        top = Table.grid(expand=True, padding=(0, 2))
+        width = max(20, self.console.width - 46)
+        top.add_row(Text(curve(self.figures.losses, width, 8), style="cyan"), facts)
+        sample = Text(self.sample[-600:] or "…", style="italic")
+        return Group(Panel(top, title="training"), Panel(sample, title="the model writes"))
+
+
+def curve(values: list[float], width: int, height: int) -> str:
+    """A curve drawn with braille dots, two by four to a character; the scale stands at its left.
+
+    Args:
+        values: One per step, from left to right; averaged where there are more than dots.
+        width: Characters across, the scale included.
+        height: Characters down.
+    """
+    if not values:
+        return ""
+    columns = 2 * max(1, width - 7)
+    n = min(columns, len(values))
+    bounds = [i * len(values) // n for i in range(n + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    low, high = min(means), max(means)
+    cells = [[0] * ((n + 1) // 2) for _ in range(height)]
+    # Bits of a braille character (Unicode 2800-28FF) by column and row of its dots.
+    dots = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
+    for x, value in enumerate(means):
+        y = round((high - value) / (high - low) * (4 * height - 1)) if high > low else 2 * height
+        cells[y // 4][x // 2] |= dots[x % 2][y % 4]
+    scale = {0: f"{high:6.2f} ", height - 1: f"{low:6.2f} "}
+    return "\n".join(scale.get(i, " " * 7) + "".join(chr(0x2800 + c) for c in row) for i, row in enumerate(cells))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    seconds = round(seconds)
+    if seconds < 90:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    return f"{minutes} min {seconds % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
