@@ -39,6 +39,6 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"this needs the package {module.split('.')[0]!r}, which is not installed",
+            f"this needs the package {module.split('.')[0]!r}, which cannot be imported ({error})",
             mend=f'Install it with: pip install "bimo[{extra}]"',
         ) from error
