@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 from bimo.training import Callback, StepResult, Trainer
 
 _REFRESH_S = 0.5
+_LINE_S = 5.0
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -156,3 +162,52 @@ def duration(seconds: float) -> str:
         return f"{seconds} s"
     minutes = seconds // 60
     return f"{minutes} min {seconds % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Waiting:
+    """Shows how far a piece of work is: a line that is redrawn in a terminal, a line every few seconds without one.
+
+    Args:
+        console: Where to show it.
+        what: The work, in a word or two.
+        progress: Gives the share that is done, 0 … 1; 0 when unknown.
+    """
+
+    def __init__(self, console: Console, what: str, progress: Callable[[], float]) -> None:
+        self.console, self.what, self.progress = console, what, progress
+        self.start = self.shown = time.monotonic()
+        self.status = Status(what, console=console) if console.is_terminal else None
+
+    def __enter__(self) -> Waiting:
+        if self.status is not None:
+            self.status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.status is not None:
+            self.status.stop()
+        if error[0] is None:
+            self._print(f"{self.what}: done in {duration(time.monotonic() - self.start)}")
+
+    def tick(self) -> None:
+        """Called now and then by the work."""
+        now = time.monotonic()
+        if now - self.shown < (_REFRESH_S if self.status is not None else _LINE_S):
+            return
+        self.shown, share = now, self.progress()
+        line = self.what
+        if 0 < share < 1:
+            line += f": {share:.0%}, {duration((now - self.start) * (1 - share) / share)} left"
+        if self.status is not None:
+            self.status.update(line)
+        else:
+            self._print(line)
+
+    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Pass items on, ticking."""
+        for item in items:
+            self.tick()
+            yield item
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,56 @@
+"""bimo (笔墨, brush and ink): from raw text to a GPT that one can trust and serve.
+
+The names below are loaded when they are first used: `import bimo` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bimo.core.config import ModelSpec, TrainingSettings
+    from bimo.core.errors import UserError
+    from bimo.engine import Engine, SamplingParams
+    from bimo.lm import LM, load, new
+    from bimo.model.gpt import GPT
+    from bimo.tokenizer import Tokenizer
+    from bimo.training import Callback, Trainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Callback": "bimo.training",
+    "Engine": "bimo.engine",
+    "GPT": "bimo.model.gpt",
+    "LM": "bimo.lm",
+    "ModelSpec": "bimo.core.config",
+    "SamplingParams": "bimo.engine",
+    "Tokenizer": "bimo.tokenizer",
+    "Trainer": "bimo.training",
+    "TrainingSettings": "bimo.core.config",
+    "UserError": "bimo.core.errors",
+    "load": "bimo.lm",
+    "new": "bimo.lm",
+}
+
+__all__ = [
+    "GPT",
+    "LM",
+    "Callback",
+    "Engine",
+    "ModelSpec",
+    "SamplingParams",
+    "Tokenizer",
+    "Trainer",
+    "TrainingSettings",
+    "UserError",
+    "load",
+    "new",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bimo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,225 @@
+"""The command line: verbs in the order of a model's life; each loads only what it needs.
+
+A `UserError` becomes one sentence and exit code 2; an interrupted run exits with 130, as shells expect.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bimo.core.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bimo.flags import Parser
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview())
+            return 0
+        if arguments[0] == "--version":
+            import bimo
+
+            print(f"bimo {bimo.__version__}")
+            return 0
+        verb, *rest = arguments
+        if verb not in VERBS:
+            raise UserError(f"no command {verb!r}{nearest(verb, VERBS)}", mend="See bimo --help.")
+        return VERBS[verb][1](rest)
+    except UserError as error:
+        print(f"bimo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bimo: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, for example `head`
+        sys.stderr.close()
+        return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """Test this machine, or a model of yours, and say how to mend what is wrong."""
+    parser = _parser("doctor", doctor)
+    parser.add_argument("--model", type=str, default="", help="A run or model folder to examine.")
+    parser.add_argument("--seconds", type=float, default=10.0, help="How long to measure the machine's speed.")
+    options = parser.parse_args(arguments)
+    from bimo.core.doctor import Check, environment_checks
+
+    failed = 0
+
+    def show(check: Check) -> None:
+        nonlocal failed
+        failed += check.ok is False
+        mark = {True: "ok  ", False: "BAD ", None: "    "}[check.ok]
+        print(f"{mark}{check.name}: {check.finding}" + (f"\n    mend: {check.mend}" if check.ok is False else ""), flush=True)
+
+    if options.model:
+        from bimo.evaluation.health import model_checks
+        from bimo.lm import load
+
+        for check in model_checks(load(options.model).model):
+            show(check)
+    else:
+        for check in environment_checks(Path.cwd(), options.seconds):
+            show(check)
+    print(f"{failed} to mend" if failed else "all is well")
+    return 1 if failed else 0
+
+
+def demo(arguments: list[str]) -> int:
+    """The whole path in three minutes: find text, train a tokenizer and a small GPT, measure it, let it write."""
+    parser = _parser("demo", demo)
+    parser.add_argument("text", type=str, nargs="*", help="Files, folders or globs; none: Python's documentation.")
+    parser.add_argument("--seconds", type=float, default=100.0, help="Time to train.")
+    parser.add_argument("--folder", type=str, default="runs", help="Where runs are kept.")
+    options = parser.parse_args(arguments)
+    if options.seconds <= 0:
+        raise UserError(f"--seconds must be positive, is {options.seconds}", mend="Give a time.")
+    from bimo.demo import demo as run
+
+    _, trainer = run(options.text, _console(), seconds=options.seconds, folder=options.folder)
+    return INTERRUPTED if trainer.stop_requested else 0
+
+
+def prepare(arguments: list[str]) -> int:
+    """Train the tokenizer of a recipe and turn its text into token shards, without training a model."""
+    settings, _ = _settings("prepare", prepare, arguments)
+    from bimo import recipes
+
+    run = recipes.open_run(settings, resume=False)
+    recipes.prepare(settings, recipes.open_text(settings.data, run.path), _console())
+    print(f"prepared in {run.path}; train with the same recipe and name")
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """Train a model by a recipe: text in, a run directory out. Ctrl-C saves; --resume RUN goes on."""
+    settings, resume = _settings("train", train, arguments)
+    from bimo import recipes
+
+    run = recipes.open_run(settings, resume=resume)
+    console = _console()
+    text = recipes.open_text(settings.data, run.path)
+    lm, trainer = recipes.train(settings, text, console, resume=resume)
+    if trainer.stop_requested:
+        print(f"\nstopped ({trainer.stop_requested}) and saved at step {trainer.state.step}.")
+        print(f"Go on with: bimo train --resume {run.path}")
+        return INTERRUPTED if trainer.stop_requested.startswith("SIG") else 0
+    figures = trainer.evaluate()
+    print(f"done: {figures['bits_per_byte']:.4f} bits per byte on held-out text. The model is in {run.model}")
+    print(f"Try: bimo generate {run.path} 'Once upon a time'")
+    del lm
+    return 0
+
+
+def generate(arguments: list[str]) -> int:
+    """Continue a text with a model."""
+    options, sampling, lm = _generation("generate", generate, arguments, with_prompt=True)
+    for piece in lm.stream(options.prompt, **sampling):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def chat(arguments: list[str]) -> int:
+    """Talk with a model that was made for chat; an empty line ends the conversation."""
+    options, sampling, lm = _generation("chat", chat, arguments, with_prompt=False)
+    messages = [{"role": "system", "content": options.system}] if options.system else []
+    if not lm.tokenizer.has_chat_template:
+        raise UserError("this model has no chat template", where=options.model, mend="Use bimo generate.")
+    while True:
+        try:
+            line = input("you> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return 0
+        if not line.strip():
+            return 0
+        messages.append({"role": "user", "content": line})
+        answer = ""
+        for piece in lm.stream_chat(messages, **sampling):
+            answer += piece
+            print(piece, end="", flush=True)
+        print()
+        messages.append({"role": "assistant", "content": answer})
+
+
+VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    verb.__name__: ((verb.__doc__ or "").strip(), verb) for verb in (doctor, demo, prepare, train, generate, chat)
+}
+
+
+def _overview() -> str:
+    lines = ["usage: bimo COMMAND [OPTIONS]", "", "From raw text to a GPT that you can trust. In the order of its life:", ""]
+    lines += [f"  {verb:10} {text}" for verb, (text, _) in VERBS.items()]
+    return "\n".join([*lines, "", "bimo COMMAND --help says more. Start with: bimo demo"])
+
+
+def _parser(verb: str, command: Callable[..., int]) -> Parser:
+    from bimo.flags import Parser
+
+    return Parser(prog=f"bimo {verb}", description=command.__doc__)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _settings(verb: str, command: Callable[..., int], arguments: list[str]) -> tuple[Any, bool]:
+    """The run's settings out of recipe, flags or the run that is resumed."""
+    from jsonargparse import ActionConfigFile
+
+    from bimo.core.config import RunSettings
+    from bimo.flags import add_settings, settings_values
+
+    parser = _parser(verb, command)
+    parser.usage = f"bimo {verb} [RECIPE.yaml] [--resume RUN] [--PART.SETTING VALUE ...]"
+    parser.add_argument("--config", action=ActionConfigFile, help="A recipe; the same as naming it first.")
+    parser.add_argument("--resume", type=str, default="", help="A run to go on with, for example runs/mine.")
+    add_settings(parser, RunSettings)
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        arguments = ["--config", *arguments]
+    if "--resume" in arguments[:-1]:
+        run = Path(arguments[arguments.index("--resume") + 1])
+        if not (run / "run.yaml").exists():
+            raise UserError("no run to resume", where=str(run), mend="See which runs there are: ls runs")
+        own = ["--name", run.name, "--folder", str(run.parent)]  # the folder may have been moved or renamed
+        arguments = ["--config", str(run / "run.yaml"), *arguments, *own]
+    options = parser.parse_args(arguments)
+    return RunSettings.from_dict(settings_values(options, RunSettings)), bool(options.resume)
+
+
+def _generation(
+    verb: str, command: Callable[..., int], arguments: list[str], *, with_prompt: bool
+) -> tuple[Any, dict[str, Any], Any]:
+    """Options, sampling parameters and the model of a command that generates."""
+    from bimo.engine.request import SamplingParams
+    from bimo.flags import add_settings, settings_values
+
+    parser = _parser(verb, command)
+    parser.add_argument("model", type=str, help="A run or model folder, for example runs/demo.")
+    if with_prompt:
+        parser.add_argument("prompt", type=str, nargs="?", default="", help="How the text begins.")
+    else:
+        parser.add_argument("--system", type=str, default="", help="Instructions that come first.")
+    add_settings(parser, SamplingParams)
+    options = parser.parse_args(arguments)
+    sampling = SamplingParams.from_dict(settings_values(options, SamplingParams)).to_dict()
+    from bimo.lm import load
+
+    return options, sampling, load(options.model)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

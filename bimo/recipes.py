@@ -1,0 +1,295 @@
+"""The only wiring: settings → text → tokenizer → shards → model → trainer → a run directory.
+
+Every other part works alone; here they meet. Each function is a stage that prints what it found and leaves its result in
+the run directory, so that the next run of the same recipe finds it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import bimo
+from bimo.core import machine
+from bimo.core.artifacts import RunDirectory, sha256, write_text
+from bimo.core.config import DataSettings, RunSettings
+from bimo.core.errors import UserError
+from bimo.data import Document, Problem, Reader, is_validation
+from bimo.data.loader import Loader, evaluation_batches
+from bimo.data.packing import PackedRows
+from bimo.data.prepare import Preparation, Prepared, Source
+from bimo.evaluation.metrics import bits_per_byte
+from bimo.live import Figures, LiveView, PlainView, Waiting
+from bimo.lm import LM, new
+from bimo.tokenizer import Tokenizer
+from bimo.training import Callback, Checkpoints, MetricsFile, Trainer
+
+_SHOWN_PROBLEMS = 10
+
+
+@dataclass
+class Text:
+    """The text of a run: its sources, and what could not be read of them.
+
+    Attributes:
+        sources: In the order of the paths.
+        readers: Those of the sources that are read from files, for progress.
+        problems: Each only once, however often the text is read.
+    """
+
+    sources: list[Source]
+    readers: list[Reader] = field(default_factory=list)
+    problems: dict[Problem, None] = field(default_factory=dict)
+
+    def progress(self) -> float:
+        """Share of the current pass that has been read."""
+        total = sum(reader.total_bytes for reader in self.readers)
+        return sum(reader.bytes_read for reader in self.readers) / total if total else 0.0
+
+
+def open_text(settings: DataSettings, folder: Path) -> Text:
+    """The text that the settings name; standard input is kept in the run's folder, because it is read twice."""
+    if not settings.paths:
+        raise UserError("no text was named", mend="Add it: bimo train recipe.yaml --data.paths '[FILE_OR_FOLDER]'")
+    text = Text([])
+    paths = [str(_keep_stdin(folder)) if path == "-" else path for path in settings.paths]
+    groups = [[path] for path in paths] if settings.weights else [paths]
+    share = 0.0 if settings.validation_paths else settings.validation_share
+    wanted = [(f"source-{i}", group, share) for i, group in enumerate(groups)]
+    if settings.validation_paths:
+        wanted.append(("validation", settings.validation_paths, 1.0))
+    for name, group, held_out in wanted:
+        reader = Reader(group, settings, lambda problem: text.problems.setdefault(problem))
+        text.readers.append(reader)
+        text.sources.append(Source(name, reader, _files_fingerprint(reader, settings), held_out))
+    return text
+
+
+def prepare(settings: RunSettings, text: Text, console: Console) -> tuple[Tokenizer, Prepared]:
+    """Tokenizer and token shards of a run, made or found in its folder."""
+    run = RunDirectory(Path(settings.folder) / settings.name)
+    for reader in text.readers:
+        say(console, f"text: {len(reader.files)} file(s), {reader.total_bytes / 1e6:.1f} MB on disk; {reader.reason}")
+    tokenizer = _tokenizer(settings, run, text, console)
+    with Waiting(console, "encoding", text.progress) as waiting:
+        preparation = Preparation(tokenizer, run.tokens, threads=settings.data.workers, on_progress=waiting.tick)
+        prepared = preparation.run(text.sources)
+    _report_problems(text, run, console)
+    n_tokens = sum(shards.n_tokens for shards in prepared.train)
+    n_bytes = sum(shards.n_text_bytes for shards in prepared.train)
+    n_documents = sum(shards.n_documents for shards in prepared.train)
+    say(
+        console,
+        f"tokens: {n_tokens:,} to train on from {n_documents:,} documents ({n_bytes / n_tokens:.2f} bytes each), "
+        f"{prepared.valid.n_tokens:,} held out from {prepared.valid.n_documents:,}",
+    )
+    return tokenizer, prepared
+
+
+def train(
+    settings: RunSettings,
+    text: Text,
+    console: Console,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[LM, Trainer]:
+    """A whole run; what it leaves behind is described in docs/architecture.md.
+
+    Returns:
+        The trained model, and its trainer, whose `stop_requested` says whether the run was interrupted.
+    """
+    run = open_run(settings, resume=resume)
+    tokenizer, prepared = prepare(settings, text, console)
+    lm = new(settings.model, tokenizer, seed=settings.training.seed)
+    settings = replace(settings, model=lm.model.spec)
+    settings.save(run.settings)
+    trainer = _trainer(settings, lm, prepared, run, console, callbacks)
+    if resume:
+        _resume(trainer, run, console)
+    rows = [PackedRows(shards, settings.model.context_length) for shards in prepared.train]
+    training = settings.training
+    loader = Loader(rows, batch_size=training.batch_size, seed=training.seed, weights=settings.data.weights or None)
+    trainer.fit(loader)
+    run.log_event("interrupted" if trainer.stop_requested else "finished", step=trainer.state.step)
+    _finish(run, lm, trainer, settings, text)
+    return lm, trainer
+
+
+def open_run(settings: RunSettings, *, resume: bool) -> RunDirectory:
+    """The run's folder: new, or one that has not begun to train, or (to resume) one that has."""
+    run = RunDirectory(Path(settings.folder) / settings.name)
+    if run.checkpoints.exists() and not resume:
+        raise UserError(
+            "this run exists",
+            where=str(run.path),
+            mend=f"Go on with: bimo train --resume {run.path}, or choose another --name.",
+        )
+    if resume and not run.settings.exists():
+        raise UserError("no run to resume", where=str(run.path), mend="See which runs there are: ls runs")
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot be made ({error.strerror})", where=str(run.path), mend="Choose --folder.") from error
+    return run
+
+
+def free_name(folder: str, name: str) -> str:
+    """The name, or the name with the next free number, when a run of that name exists."""
+    taken = {path.name for path in Path(folder).glob(f"{name}*")}
+    return name if name not in taken else next(n for i in range(2, 10**6) if (n := f"{name}-{i}") not in taken)
+
+
+def training_documents(text: Text) -> Iterator[Document]:
+    """All documents that are not held out."""
+    for source in text.sources:
+        for document in source.documents:
+            if not is_validation(document, source.validation_share):
+                yield document
+
+
+def say(console: Console, sentence: str) -> None:
+    """Print a plain line."""
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tokenizer(settings: RunSettings, run: RunDirectory, text: Text, console: Console) -> Tokenizer:
+    """The tokenizer that the settings name, the one in the run's folder, or a new one."""
+    own = settings.tokenizer
+    if own.path:
+        tokenizer = Tokenizer.load(own.path)
+    elif (run.path / "tokenizer.json").exists():
+        tokenizer = Tokenizer.load(run.path)
+    else:
+        limit = own.train_megabytes * 1e6
+        total = sum(reader.total_bytes for reader in text.readers)
+        share = min(1.0, limit / total) if total else 1.0
+        with Waiting(console, f"training a tokenizer of {own.vocab_size} ids", text.progress) as waiting:
+            tokenizer = Tokenizer.train(waiting.watch(_sample(training_documents(text), share, limit)), own.vocab_size)
+        if tokenizer.vocab_size < own.vocab_size:
+            say(console, f"tokenizer: the text gives only {tokenizer.vocab_size} ids, not {own.vocab_size}")
+    tokenizer.save(run.path)
+    return tokenizer
+
+
+def _sample(documents: Iterable[Document], share: float, limit: float) -> Iterator[str]:
+    """Texts of a share of the documents, chosen by their hash, up to `limit` bytes in all."""
+    size = 0
+    for document in documents:
+        # Other bits of the hash than those that settle what is held out.
+        if (document.fingerprint & 0xFFFFFFFF) < share * 2**32:
+            size += len(document.text.encode())
+            if size > limit:
+                return
+            yield document.text
+
+
+def _trainer(
+    settings: RunSettings,
+    lm: LM,
+    prepared: Prepared,
+    run: RunDirectory,
+    console: Console,
+    callbacks: Sequence[Callback],
+) -> Trainer:
+    """The trainer of a run with its view, logs and checkpoints."""
+    training = settings.training
+    device = machine.choose_device(training.device)
+    precision = machine.choose_precision(device.value, training.precision)
+    machine.set_threads(training.threads)
+    valid = PackedRows(prepared.valid, settings.model.context_length)
+    token_bytes = torch.from_numpy(lm.tokenizer.token_bytes())
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, bimo.GPT), "a run trains a GPT"
+        return bits_per_byte(model, evaluation_batches(valid, 16, training.evaluate_rows), token_bytes)
+
+    def sample(_model: nn.Module) -> str:
+        prompt = training.sample_prompt
+        return prompt + lm.generate(prompt, max_tokens=64, temperature=0.7, top_p=0.95, seed=1)
+
+    peak = machine.measure_speed(device.value, precision.value, seconds=1.0).flops
+    model = lm.model
+    say(console, f"device: {device.value} ({device.reason}); precision: {precision.value} ({precision.reason})")
+    say(
+        console,
+        f"model: {model.n_parameters():,} parameters, {model.spec.n_layers} layers of width {model.spec.d_model}, "
+        f"context {model.spec.context_length}; {training.steps} steps of "
+        f"{training.batch_size * model.spec.context_length:,} tokens",
+    )
+    figures = Figures(model.flops_per_token(), peak)
+    view: Callback = LiveView(console, figures) if console.is_terminal else PlainView(console, figures)
+    return Trainer(
+        model,
+        training,
+        callbacks=[view, MetricsFile(run.metrics), Checkpoints(), *callbacks],
+        evaluate_fn=evaluate,
+        generate_fn=sample,
+        folder=run.checkpoints,
+    )
+
+
+def _resume(trainer: Trainer, run: RunDirectory, console: Console) -> None:
+    checkpoint, skipped = run.latest_checkpoint()
+    for sentence in skipped:
+        say(console, f"passed over a damaged checkpoint: {sentence}")
+        run.log_event("damaged checkpoint", what=sentence)
+    if checkpoint is None:
+        say(console, "no checkpoint yet: starting from the beginning")
+        return
+    trainer.resume(checkpoint)
+    say(console, f"going on from {checkpoint} at step {trainer.state.step}")
+    run.log_event("resumed", step=trainer.state.step, checkpoint=checkpoint.name)
+
+
+def _finish(run: RunDirectory, lm: LM, trainer: Trainer, settings: RunSettings, text: Text) -> None:
+    """Write the result and the lineage."""
+    lm.save(run.model)
+    lineage = {
+        "bimo": bimo.__version__,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "step": trainer.state.step,
+        "settings": hashlib.sha256(json.dumps(settings.to_dict(), sort_keys=True).encode()).hexdigest(),
+        "tokenizer": lm.tokenizer.fingerprint,
+        "data": {source.name: source.fingerprint for source in text.sources},
+        "model": sha256(run.model / "model.safetensors"),
+    }
+    write_text(run.manifest, json.dumps(lineage, indent=1))
+
+
+def _report_problems(text: Text, run: RunDirectory, console: Console) -> None:
+    """What could not be read: the first few on the screen, all of them in events.jsonl."""
+    problems = list(text.problems)
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        say(console, f"left out: {problem}")
+    if len(problems) > _SHOWN_PROBLEMS:
+        say(console, f"left out: {len(problems) - _SHOWN_PROBLEMS} more, all listed in {run.path / 'events.jsonl'}")
+    for problem in problems:
+        run.log_event("left out", file=problem.file, row=problem.row, what=problem.what)
+
+
+def _files_fingerprint(reader: Reader, settings: DataSettings) -> str:
+    """Changes when a file or a setting that matters for its documents does."""
+    facts = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in reader.files]
+    facts += [reader.rule, settings.text_field]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _keep_stdin(folder: Path) -> Path:
+    """Standard input as a file, because the tokenizer and the encoding both read it."""
+    path = folder / "stdin.txt"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
