@@ -64,7 +64,7 @@ class _RMSNorm(torch.autograd.Function):
 @torch.no_grad()
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normalised x, and 1 / rms of each row, (…, 1)."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return torch.mul(x, scale).mul_(weight).to(x.dtype), scale
 
