@@ -1,9 +1,9 @@
 """Speed and memory of a training step on CPU, bimo beside transformers, litgpt and x-transformers.
 
-Same shape for all: 6 layers, 6 heads, width 384, vocabulary 4096, 16 rows of 256 tokens, AdamW (fused for all), gradient
-clipping, fp32. Each contender runs in a process of its own, in turn, several rounds; the table gives medians with their
-spread. The first table is as users start them, in the second all have the same allocator settings (large activations
-stay on the heap).
+Same shape for all: 6 layers, 6 heads, width 384, vocabulary 4096, 16 rows of 256 tokens, AdamW (fused for all),
+gradient clipping, fp32. Each contender runs in a process of its own, in turn, several rounds; the table gives medians
+with their spread. The first table is as users start them, in the second all have the same allocator settings (large
+activations stay on the heap).
 
     pip install "bimo[bench]" && python benchmarks/train_cpu.py
 """
@@ -165,14 +165,18 @@ def table(title: str, rounds: int, steps: int, threads: int, environment: dict[s
     for _ in range(rounds):
         for name in CONTENDERS:
             command = [sys.executable, __file__, "--child", name, "--steps", str(steps), "--threads", str(threads)]
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, env={**os.environ, **environment}, check=False
+            )
             if done.returncode:
                 print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
                 continue
             results[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
     # 6 per weight of a matrix product, and the causal half of attention; all contenders have this shape.
     flops = 6.0 * (LAYERS * 12 * WIDTH**2 + VOCAB * WIDTH + LAYERS * WIDTH * CONTEXT) * ROWS * CONTEXT
-    best = min((statistics.median(r["seconds"] for r in rows) for n, rows in results.items() if rows and n[:4] != "bimo"))
+    best = min(
+        (statistics.median(r["seconds"] for r in rows) for n, rows in results.items() if rows and n[:4] != "bimo")
+    )
     print(f"\n{title} (matrix peak {peak / 1e9:.0f} GFLOP/s, {threads} threads, {rounds} rounds of {steps} steps)\n")
     print("| | step, median (min … max) s | tokens/s | share of peak | speed : best peer | peak memory |")
     print("|---|---|---|---|---|---|")

@@ -61,7 +61,10 @@ def doctor(arguments: list[str]) -> int:
         nonlocal failed
         failed += check.ok is False
         mark = {True: "ok  ", False: "BAD ", None: "    "}[check.ok]
-        print(f"{mark}{check.name}: {check.finding}" + (f"\n    mend: {check.mend}" if check.ok is False else ""), flush=True)
+        print(
+            f"{mark}{check.name}: {check.finding}" + (f"\n    mend: {check.mend}" if check.ok is False else ""),
+            flush=True,
+        )
 
     if options.model:
         from bimo.evaluation.health import model_checks
@@ -159,7 +162,12 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 
 
 def _overview() -> str:
-    lines = ["usage: bimo COMMAND [OPTIONS]", "", "From raw text to a GPT that you can trust. In the order of its life:", ""]
+    lines = [
+        "usage: bimo COMMAND [OPTIONS]",
+        "",
+        "From raw text to a GPT that you can trust. In the order of its life:",
+        "",
+    ]
     lines += [f"  {verb:10} {text}" for verb, (text, _) in VERBS.items()]
     return "\n".join([*lines, "", "bimo COMMAND --help says more. Start with: bimo demo"])
 
@@ -167,7 +175,7 @@ def _overview() -> str:
 def _parser(verb: str, command: Callable[..., int]) -> Parser:
     from bimo.flags import Parser
 
-    return Parser(prog=f"bimo {verb}", description=command.__doc__)
+    return Parser(prog=f"bimo {verb}", description=command.__doc__, allow_abbrev=False)
 
 
 def _console() -> Console:

@@ -1,7 +1,7 @@
 """`bimo demo`: the whole path in under three minutes, on text that every machine has or on any path given.
 
-It finds text, trains a tokenizer and a small GPT for a stated time, holds the result against two honest floors, writes a
-paragraph, and says what to type next. The model and its rate are settled; how many steps fit is measured.
+It finds text, trains a tokenizer and a small GPT for a stated time, holds the result against two honest floors, writes
+a paragraph, and says what to type next. The model and its rate are settled; how many steps fit is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.table import Table
 from bimo.core.batch import Batch
 from bimo.core.config import DataSettings, ModelSpec, RunSettings, TokenizerSettings, TrainingSettings
 from bimo.core.errors import UserError
-from bimo.data import Document, Reader, is_validation
+from bimo.data import Corpus, Document, is_validation
 from bimo.data.loader import evaluation_batches
 from bimo.data.packing import PackedRows
 from bimo.data.prepare import Source
@@ -66,10 +66,9 @@ def _find_text(paths: Sequence[str], console: Console) -> tuple[Text, list[Docum
     """Gather the text, at most as much as the demonstration can use."""
     text = Text([])
     if paths:
-        settings = DataSettings(paths=list(paths))
-        reader = Reader(paths, settings, lambda problem: text.problems.setdefault(problem))
-        found: Iterable[Document] = reader
-        what = f"{len(reader.files)} file(s) in {', '.join(paths)}; {reader.reason}"
+        corpus = Corpus(paths, DataSettings(), text.problems.setdefault)
+        found: Iterable[Document] = corpus
+        what = f"{len(corpus.files)} file(s) in {', '.join(paths)}. {corpus.reason}"
     else:
         found, what = python_documents(), "the documentation and docstrings that come with Python"
     documents: list[Document] = []
@@ -129,7 +128,7 @@ def _fitting(settings: RunSettings, seconds: float, console: Console) -> Trainin
     positions = (torch.arange(spec.context_length) % half).expand_as(ids)
     documents = (torch.arange(spec.context_length) // half).to(torch.int32).expand_as(ids)
     batch = Batch(ids, ids, torch.ones(ids.shape), positions, documents)
-    times = []
+    times: list[float] = []
     start = time.perf_counter()
     while len(times) < 8 or time.perf_counter() - start < 1.0:
         times.append(trainer.step(iter([batch])).seconds)
@@ -190,5 +189,5 @@ def _next_commands(run: Path, console: Console) -> None:
     say(console, f"Everything is in {run}. What next:")
     say(console, f"  bimo generate {run} 'Once upon a time'")
     say(console, f"  bimo doctor --model {run}")
-    say(console, f"  bimo train recipes/small.yaml --data.paths '[YOUR_TEXT]' --name mine")
+    say(console, "  bimo train recipes/small.yaml --data.paths '[YOUR_TEXT]' --name mine")
     say(console, f"  python -c \"import bimo; print(bimo.load('{run}').generate('The', max_tokens=40))\"")

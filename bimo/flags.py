@@ -1,7 +1,8 @@
 """Command-line flags and recipe files made from the settings: one definition, three ways to give it.
 
-`jsonargparse` does the parsing; every field of a settings class becomes `--part.field` with the field's text as its help,
-and the same dotted names are the keys of a YAML recipe. A name that does not exist is an error with the nearest one.
+`jsonargparse` does the parsing; every field of a settings class becomes `--part.field` with the field's text as its
+help, and the same dotted names are the keys of a YAML recipe. A name that does not exist is an error with the nearest
+one.
 """
 
 from __future__ import annotations

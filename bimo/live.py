@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
@@ -143,7 +145,7 @@ def curve(values: list[float], width: int, height: int) -> str:
     columns = 2 * max(1, width - 7)
     n = min(columns, len(values))
     bounds = [i * len(values) // n for i in range(n + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(bounds)]
     low, high = min(means), max(means)
     cells = [[0] * ((n + 1) // 2) for _ in range(height)]
     # Bits of a braille character (Unicode 2800-28FF) by column and row of its dots.

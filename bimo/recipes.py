@@ -1,7 +1,7 @@
 """The only wiring: settings → text → tokenizer → shards → model → trainer → a run directory.
 
-Every other part works alone; here they meet. Each function is a stage that prints what it found and leaves its result in
-the run directory, so that the next run of the same recipe finds it there.
+Every other part works alone; here they meet. Each function is a stage that prints what it found and leaves its result
+in the run directory, so that the next run of the same recipe finds it there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bimo.core import machine
 from bimo.core.artifacts import RunDirectory, sha256, write_text
 from bimo.core.config import DataSettings, RunSettings
 from bimo.core.errors import UserError
-from bimo.data import Document, Problem, Reader, is_validation
+from bimo.data import Corpus, Document, Problem, is_validation
 from bimo.data.loader import Loader, evaluation_batches
 from bimo.data.packing import PackedRows
 from bimo.data.prepare import Preparation, Prepared, Source
@@ -42,18 +42,18 @@ class Text:
 
     Attributes:
         sources: In the order of the paths.
-        readers: Those of the sources that are read from files, for progress.
+        corpora: Those of the sources that are read from files, for progress.
         problems: Each only once, however often the text is read.
     """
 
     sources: list[Source]
-    readers: list[Reader] = field(default_factory=list)
+    corpora: list[Corpus] = field(default_factory=list)
     problems: dict[Problem, None] = field(default_factory=dict)
 
     def progress(self) -> float:
         """Share of the current pass that has been read."""
-        total = sum(reader.total_bytes for reader in self.readers)
-        return sum(reader.bytes_read for reader in self.readers) / total if total else 0.0
+        total = sum(corpus.total_bytes for corpus in self.corpora)
+        return sum(corpus.progress.read_bytes for corpus in self.corpora) / total if total else 0.0
 
 
 def open_text(settings: DataSettings, folder: Path) -> Text:
@@ -68,17 +68,17 @@ def open_text(settings: DataSettings, folder: Path) -> Text:
     if settings.validation_paths:
         wanted.append(("validation", settings.validation_paths, 1.0))
     for name, group, held_out in wanted:
-        reader = Reader(group, settings, lambda problem: text.problems.setdefault(problem))
-        text.readers.append(reader)
-        text.sources.append(Source(name, reader, _files_fingerprint(reader, settings), held_out))
+        corpus = Corpus(group, settings, text.problems.setdefault)
+        text.corpora.append(corpus)
+        text.sources.append(Source(name, corpus, corpus.fingerprint, held_out))
     return text
 
 
 def prepare(settings: RunSettings, text: Text, console: Console) -> tuple[Tokenizer, Prepared]:
     """Tokenizer and token shards of a run, made or found in its folder."""
     run = RunDirectory(Path(settings.folder) / settings.name)
-    for reader in text.readers:
-        say(console, f"text: {len(reader.files)} file(s), {reader.total_bytes / 1e6:.1f} MB on disk; {reader.reason}")
+    for corpus in text.corpora:
+        say(console, f"text: {len(corpus.files)} file(s), {corpus.total_bytes / 1e6:.1f} MB on disk. {corpus.reason}")
     tokenizer = _tokenizer(settings, run, text, console)
     with Waiting(console, "encoding", text.progress) as waiting:
         preparation = Preparation(tokenizer, run.tokens, threads=settings.data.workers, on_progress=waiting.tick)
@@ -171,7 +171,7 @@ def _tokenizer(settings: RunSettings, run: RunDirectory, text: Text, console: Co
         tokenizer = Tokenizer.load(run.path)
     else:
         limit = own.train_megabytes * 1e6
-        total = sum(reader.total_bytes for reader in text.readers)
+        total = sum(corpus.total_bytes for corpus in text.corpora)
         share = min(1.0, limit / total) if total else 1.0
         with Waiting(console, f"training a tokenizer of {own.vocab_size} ids", text.progress) as waiting:
             tokenizer = Tokenizer.train(waiting.watch(_sample(training_documents(text), share, limit)), own.vocab_size)
@@ -276,13 +276,6 @@ def _report_problems(text: Text, run: RunDirectory, console: Console) -> None:
         say(console, f"left out: {len(problems) - _SHOWN_PROBLEMS} more, all listed in {run.path / 'events.jsonl'}")
     for problem in problems:
         run.log_event("left out", file=problem.file, row=problem.row, what=problem.what)
-
-
-def _files_fingerprint(reader: Reader, settings: DataSettings) -> str:
-    """Changes when a file or a setting that matters for its documents does."""
-    facts = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in reader.files]
-    facts += [reader.rule, settings.text_field]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
 def _keep_stdin(folder: Path) -> Path:

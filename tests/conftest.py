@@ -10,7 +10,31 @@ import torch
 
 from bimo import LM, ModelSpec, Tokenizer, TrainingSettings, new
 
-WORDS = "the cat sat on a mat and saw 一只 猫 坐在 垫子 上 while der Hund schlief under an old tree by water".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "saw",
+    "一只",
+    "猫",
+    "坐在",
+    "垫子",
+    "上",
+    "while",
+    "der",
+    "Hund",
+    "schlief",
+    "under",
+    "an",
+    "old",
+    "tree",
+    "by",
+    "water",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

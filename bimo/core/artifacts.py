@@ -1,7 +1,7 @@
 """Files that are whole or not there, and the run directory.
 
-A folder is written beside its place, synced, sealed with a manifest of sha256 sums and renamed; whoever finds it finds all
-of it. `verify` says what has changed since.
+A folder is written beside its place, synced, sealed with a manifest of sha256 sums and renamed; whoever finds it finds
+all of it. `verify` says what has changed since.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class RunDirectory:
 
     def latest_checkpoint(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is whole, and a sentence for each damaged one that was passed over."""
-        skipped = []
+        skipped: list[str] = []
         for folder in sorted(self.checkpoints.glob("step-*"), reverse=True):
             problems = verify(folder)
             if not problems:

@@ -6,7 +6,8 @@ targets, never to inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -54,16 +55,16 @@ class Batch:
     def split(self, rows: int) -> Iterator[Batch]:
         """Cut into micro-batches of at most `rows` rows, in order, without copying."""
         for start in range(0, self.n_rows, rows):
-            yield self._map(lambda tensor: tensor[start : start + rows])  # noqa: B023 - used before the next turn
+            part = slice(start, start + rows)
+            yield self._map(operator.itemgetter(part))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; copies overlap with computation where memory is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _map(self, change: object) -> Batch:
-        assert callable(change), "change must be a function of a tensor"
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: None if value is None else change(value) for name, value in values.items()})
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        optional = [None if tensor is None else change(tensor) for tensor in (self.positions, self.documents)]
+        return Batch(change(self.ids), change(self.targets), change(self.weights), *optional)
 
 
 def _float64() -> torch.dtype:

@@ -105,7 +105,8 @@ class DataSettings(Settings):
     text_field: str = "text"
     """The field or column of .jsonl, .csv and .parquet that holds the text."""
     documents: Literal["auto", "file", "blank_line", "line"] = "auto"
-    """Where a document ends in .txt and .md. auto: 20 and more files are a document each, fewer are cut at blank lines."""
+    """Where a document ends in .txt and .md. auto: 20 and more files are a document each, fewer are cut at blank
+    lines."""
     on_broken: Literal["skip", "stop"] = "skip"
     """What to do with text that cannot be read: report and skip it, or stop."""
     workers: int = 0

@@ -1,58 +1,65 @@
-"""Document: what readers hand on. Problem: what they could not read, in words for people."""
+"""Document: one text with the place it came from, the contract between the readers and everything after them.
+
+Problem is what a reader says about text that it cannot give: where it lies, what is wrong, how to mend it.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text, and where it came from.
+    """A text and its place.
 
-    Attributes:
-        text: The text.
-        file: The file it was read from.
-        row: The line or table row where it begins, from 1.
-        fields: The whole record, where it came from a table.
+    Lines of `text` end in a plain line feed, whatever the file had; it holds no lone surrogates, so it always encodes.
     """
 
     text: str
     file: str
+    """The file as it was found, or 'standard input'."""
     row: int
-    fields: Mapping[str, object] = field(default_factory=dict, compare=False)
+    """1-based line (in a parquet file: row) where the document begins."""
+    fields: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """The whole record of a table row; empty for plain text."""
 
     @property
     def fingerprint(self) -> int:
-        """64 bits of a hash of the text alone: equal texts have equal fingerprints, wherever they stand."""
-        return int.from_bytes(hashlib.blake2b(self.text.encode(), digest_size=8).digest(), "big")
+        """64 bits of BLAKE2b over the UTF-8 text: the same for the same text, on every machine."""
+        return int.from_bytes(blake2b(self.text.encode(), digest_size=8).digest(), "big")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
-    """Something that could not be read.
-
-    Attributes:
-        file: Where it is.
-        row: Line or table row, from 1; 0 for the file as a whole.
-        what: What is wrong, in one clause.
-        mend: What to do about it.
-    """
+    """Text that could not be read. `str()` gives the sentence for people."""
 
     file: str
     row: int
+    """1-based line or row; 0 means the whole file."""
     what: str
-    mend: str
+    """What is wrong, one clause without a full stop."""
+    mend: str = ""
+    """What to do about it, as an instruction."""
+
+    @property
+    def where(self) -> str:
+        """'notes.txt, line 812', or only the file."""
+        rows = ".parquet" in self.file.lower()
+        return f"{self.file}, {'row' if rows else 'line'} {self.row}" if self.row else self.file
 
     def __str__(self) -> str:
-        place = f"{self.file}, line {self.row}" if self.row else self.file
-        return f"{place}: {self.what}. {self.mend}"
+        sentence = f"{self.where}: {self.what}"
+        return f"{sentence}. {self.mend}" if self.mend else sentence
 
 
-OnProblem = Callable[[Problem], None]
+ProblemHandler = Callable[[Problem], None]
 
 
-def is_validation(document: Document, share: float) -> bool:
-    """Whether a document is held out: decided by its text alone, so copies of one text never stand on both sides."""
-    return document.fingerprint < share * 2**64
+class UnreadableError(Exception):
+    """Raised inside the readers when the rest of a file cannot be read; `read_documents` turns it into a Problem."""
+
+    def __init__(self, what: str, mend: str = "", row: int = 0) -> None:
+        self.what, self.mend, self.row = what, mend, row
+        super().__init__(what)

@@ -1,7 +1,8 @@
 """Preparation: documents to token shards on disk, once, on all cores, and from where it stopped when interrupted.
 
-Every document becomes begin + ids + end. A journal is written after each finished shard; a new start with the same text,
-tokenizer and settings skips what the journal holds, anything else starts afresh. The result is the same either way.
+Every document becomes begin + ids + end. A journal is written after each finished shard; a new start with the same
+text, tokenizer and settings skips what the journal holds, anything else starts afresh. The result is the same either
+way.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 
 from bimo.core.artifacts import write_text
 from bimo.core.errors import UserError
-from bimo.data.documents import Document, is_validation
+from bimo.data.documents import Document
 from bimo.data.shards import ShardWriter, TokenShards
+from bimo.data.split import is_validation
 
 SHARD_TOKENS = 2**25
 _GROUP_CHARACTERS = 2**21  # encoded at once, on all cores
@@ -129,7 +131,9 @@ class Preparation:
                 self.on_progress()
                 if shard.n_tokens >= self.shard_tokens:
                     shard.close()
-                    progress = replace(progress, documents=progress.documents + shard.n_documents, shards=shard.number + 1)
+                    progress = replace(
+                        progress, documents=progress.documents + shard.n_documents, shards=shard.number + 1
+                    )
                     journal.write(source.name, progress)
                     shard = _OpenShard(self, source, progress.shards)
             shard.close()

@@ -1,270 +1,140 @@
-"""Readers: from files to documents, streaming, with the file and row of each.
+"""From files to documents, in a stream: memory stays at a few megabytes however large a file is.
 
-`.txt .md .jsonl .csv .parquet`, each also `.gz`; folders and globs of them; `-` is standard input. What cannot be read is
-reported and passed over, or stops the run, as the settings say; nothing is replaced silently.
+What cannot be read is told, with its place, and left out; it is never replaced, and never ends the reading of the rest
+(unless `on_broken: stop` asks for that). `find_files` and `document_rule` say beforehand what will be read and how.
 """
 
 from __future__ import annotations
 
-import csv
-import glob
-import gzip
-import json
-import os
-import shutil
-import sys
-import tempfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 from bimo.core.config import DataSettings
-from bimo.core.errors import UserError, nearest, require
-from bimo.data.documents import Document, OnProblem, Problem
-from bimo.data.encodings import decode
+from bimo.core.errors import UserError
+from bimo.data.cutting import Rule, cut
+from bimo.data.decoding import BAD, TextStream
+from bimo.data.documents import Document, Problem, ProblemHandler, UnreadableError
+from bimo.data.encodings import recognise
+from bimo.data.files import ACCEPTED, STANDARD_INPUT, ReadProgress, byte_chunks, find_files, kind_of, size_of
+from bimo.data.tables import Broken, Row, csv_rows, jsonl_rows, parquet_rows, texts
 
-SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
-_LONGEST_DOCUMENT = {"file": 2**20, "blank_line": 2**16, "line": 2**20}  # characters; longer ones are cut at a line
-_LONGEST_RECORD = 2**26  # characters of one line of .jsonl or .csv
-_MANY_FILES = 20
+__all__ = ["ReadProgress", "document_rule", "find_files", "read_documents"]
 
-
-def find_files(paths: Sequence[str]) -> list[Path]:
-    """The files that paths, folders and globs stand for: sorted within each, none twice, hidden and empty ones left out.
-
-    Raises:
-        UserError: A path does not exist, or a folder or glob holds nothing that can be read.
-    """
-    found: dict[Path, None] = {}
-    for given in paths:
-        path = Path(given)
-        if given == "-" or path.is_file():
-            found[path] = None
-            continue
-        matches = _walk(path) if path.is_dir() else [Path(p) for p in sorted(glob.glob(given, recursive=True))]
-        files = [file for match in matches for file in ([match] if match.is_file() else _walk(match))]
-        if not files:
-            what = "holds no file that can be read" if path.exists() or files else "no such file or folder"
-            raise UserError(what, where=given, mend=f"Accepted: {' '.join(SUFFIXES)}, each also .gz, or folders of them.")
-        found.update(dict.fromkeys(files))
-    return list(found)
+MANY_FILES = 20  # from this many text files on, each is a document
+HOPELESS_ROWS = 1000  # a table whose first rows are all broken is given up after this many
 
 
-def document_rule(files: Sequence[Path], settings: DataSettings) -> tuple[str, str]:
-    """Where documents end in .txt and .md (file, blank_line or line), and why, in a sentence."""
-    if settings.documents != "auto":
-        return settings.documents, "asked for"
-    count = sum(_kind(file) in (".txt", ".md") for file in files)
-    if count >= _MANY_FILES:
-        return "file", f"{count} text files: each is a document"
-    return "blank_line", f"{count} text file{'s' * (count != 1)}: documents are separated by blank lines"
-
-
-class Reader:
-    """Documents of some paths, again and again, with the progress of the current pass.
+def read_documents(
+    paths: Sequence[str],
+    settings: DataSettings,
+    on_problem: ProblemHandler,
+    progress: ReadProgress | None = None,
+) -> Iterator[Document]:
+    """Read every document that the paths hold, in a fixed order.
 
     Args:
-        paths: Files, folders, globs, or "-".
-        settings: Field names and rules.
-        on_problem: Told of everything that could not be read.
+        paths: Files, folders, globs, or '-' for standard input.
+        settings: How documents end, which field holds the text, what to do with broken text. Not its paths.
+        on_problem: Is called with each piece of text that had to be left out.
+        progress: Is kept up to date while documents are taken.
 
-    Attributes:
-        files: What was found.
-        total_bytes: Size of all files on disk.
-        rule: Where a document ends in plain text; `reason` says why.
+    Raises `UserError` at once for a path without files, and at the end when nothing at all could be read; with
+    `on_broken: stop`, at the first problem.
     """
+    report = _stop if settings.on_broken == "stop" else on_problem
+    files = find_files(paths, report)
+    progress = progress or ReadProgress()
+    progress.total_bytes += sum(map(size_of, files))
+    return _documents_of(files, _Reading(settings, document_rule(files, settings)[0], report, progress), paths)
 
-    def __init__(self, paths: Sequence[str], settings: DataSettings, on_problem: OnProblem) -> None:
-        self.settings, self.on_problem = settings, on_problem
-        self.files = find_files(paths)
-        self.rule, self.reason = document_rule(self.files, settings)
-        self.total_bytes = sum(file.stat().st_size for file in self.files if str(file) != "-")
-        self._finished, self._open = 0, None
 
-    @property
-    def bytes_read(self) -> int:
-        """How far the current pass is, in bytes on disk."""
-        current = self._open.tell() if self._open is not None and not self._open.closed else 0
-        return self._finished + current
+def document_rule(files: Sequence[Path], settings: DataSettings) -> tuple[Rule, str]:
+    """Where documents end in plain text files: the rule, and its reason as a sentence."""
+    names = {"file": "Each text file is one document", "blank_line": "Documents end at blank lines"}
+    names["line"] = "Each line is a document"
+    if settings.documents != "auto":
+        return settings.documents, f"{names[settings.documents]}, because data.documents says so."
+    count = sum(kind_of(file) == "text" for file in files)
+    rule: Rule = "file" if count >= MANY_FILES else "blank_line"
+    compared = f"at least {MANY_FILES}" if rule == "file" else f"fewer than {MANY_FILES}"
+    return rule, f"{names[rule]}, because there are {count} text files, {compared}; change it with data.documents."
 
-    def __iter__(self) -> Iterator[Document]:
-        self._finished = 0
-        for file in self.files:
-            try:
-                yield from self._read(file)
-            except (OSError, EOFError, zlib.error) as error:
-                self._report(Problem(str(file), 0, f"cannot be read to its end ({error})", "Copy it again."))
-            self._finished += file.stat().st_size if str(file) != "-" else 0
 
-    def _read(self, file: Path) -> Iterator[Document]:
-        kind = _kind(file)
-        if kind == ".parquet":
-            yield from self._parquet(file)
+@dataclass(frozen=True)
+class _Reading:
+    """What all files of one call share."""
+
+    settings: DataSettings
+    rule: Rule
+    report: ProblemHandler
+    progress: ReadProgress
+
+
+def _stop(problem: Problem) -> None:
+    raise UserError(problem.what, where=problem.where, mend=problem.mend)
+
+
+def _documents_of(files: Sequence[Path], reading: _Reading, paths: Sequence[str]) -> Iterator[Document]:
+    nothing = True
+    for file in files:
+        end = reading.progress.read_bytes + size_of(file)
+        for document in _documents_in(file, reading):
+            nothing = False
+            yield document
+        reading.progress.read_bytes = end
+    if nothing:
+        raise UserError("no text could be read", where=", ".join(paths), mend=f"Accepted are {ACCEPTED}.")
+
+
+def _documents_in(file: Path, reading: _Reading) -> Iterator[Document]:
+    """The documents of one file; whatever ends it early is reported."""
+    name = "standard input" if file == STANDARD_INPUT else str(file)
+    kind, text_field = kind_of(file), reading.settings.text_field
+    stream: TextStream | None = None
+    try:
+        if kind == "parquet":
+            yield from _table(parquet_rows(file, text_field, reading.progress), name, reading)
             return
-        with open_bytes(file) as (stream, raw):
-            self._open = raw
-            lines = self._lines(file, stream, 2**20 if kind in (".txt", ".md", "") else _LONGEST_RECORD)
-            if kind == ".jsonl":
-                yield from self._jsonl(file, lines)
-            elif kind == ".csv":
-                yield from self._csv(file, lines)
-            else:
-                yield from self._text(file, lines)
-
-    def _lines(self, file: Path, stream: BinaryIO, longest: int) -> Iterator[tuple[int, str | None]]:
-        """Numbered lines without their line break; None for one that cannot be decoded."""
-
-        def broken(line: int, _offset: int, what: str) -> None:
-            self._report(Problem(str(file), line, what, "Convert the file to UTF-8, or remove it."))
-
-        number, rest = 1, ""
-        for piece in decode(stream, broken):
-            if piece is None:
-                yield number, None
-                number, rest = number + 1, ""
-                continue
-            *whole, rest = (rest + piece).split("\n")
-            for line in whole:
-                yield number, line.removesuffix("\r")
-                number += 1
-            while len(rest) > longest:
-                yield number, rest[:longest]
-                rest = rest[longest:]
-        if rest:
-            yield number, rest
-
-    def _text(self, file: Path, lines: Iterable[tuple[int, str | None]]) -> Iterator[Document]:
-        """Gather lines to documents by the rule; one that holds an undecodable line is dropped."""
-        longest = _LONGEST_DOCUMENT[self.rule]
-        gathered: list[str] = []
-        start, size, broken = 1, 0, False
-        for number, line in lines:
-            ends = size > longest or self.rule == "line" or (self.rule == "blank_line" and line is not None and not line.strip())
-            if ends:
-                if not broken:
-                    yield from _document(gathered, file, start)
-                gathered, start, size, broken = [], number, 0, False
-            if line is None:
-                broken = True
-                continue
-            gathered.append(line)
-            size += len(line) + 1
-        if not broken:
-            yield from _document(gathered, file, start)
-
-    def _jsonl(self, file: Path, lines: Iterable[tuple[int, str | None]]) -> Iterator[Document]:
-        name = self.settings.text_field
-        for number, line in lines:
-            if line is None or not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                self._report(Problem(str(file), number, f"not JSON ({error})", "Mend or remove the line."))
-                continue
-            fields = record if isinstance(record, dict) else {name: record}
-            yield from self._record(fields, file, number)
-
-    def _csv(self, file: Path, lines: Iterable[tuple[int, str | None]]) -> Iterator[Document]:
-        csv.field_size_limit(_LONGEST_RECORD)
-        rows = csv.reader(line + "\n" for _, line in lines if line is not None)
-        try:
-            header = next(rows, [])
-            if self.settings.text_field not in header:
-                self._report(self._missing_field(header, file, 1))
-                return
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    what = f"{len(row)} values, the header has {len(header)}"
-                    self._report(Problem(str(file), rows.line_num, what, "Mend or remove the row."))
-                    continue
-                yield from self._record(dict(zip(header, row, strict=True)), file, rows.line_num)
-        except csv.Error as error:
-            self._report(Problem(str(file), rows.line_num, f"not CSV ({error})", "Mend the row."))
-
-    def _parquet(self, file: Path) -> Iterator[Document]:
-        parquet = require("pyarrow.parquet", "data")
-        arrow = require("pyarrow", "data")
-        with tempfile.TemporaryDirectory() as folder:
-            path = file
-            if file.suffix == ".gz":  # parquet is read from its end, so it has to be unpacked first
-                path = Path(folder) / "unpacked.parquet"
-                with gzip.open(file) as packed, path.open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-            try:
-                table = parquet.ParquetFile(path)
-                if self.settings.text_field not in table.schema_arrow.names:
-                    self._report(self._missing_field(table.schema_arrow.names, file, 0))
-                    return
-                row = 0
-                for batch in table.iter_batches(batch_size=1024):
-                    for record in batch.to_pylist():
-                        row += 1
-                        yield from self._record(record, file, row)
-            except arrow.ArrowException as error:
-                self._report(Problem(str(file), 0, f"damaged parquet file ({error})", "Copy it again."))
-
-    def _record(self, fields: dict[str, object], file: Path, row: int) -> Iterator[Document]:
-        name = self.settings.text_field
-        text = fields.get(name)
-        if name not in fields:
-            self._report(self._missing_field(fields, file, row))
-        elif not isinstance(text, str):
-            what = f"field {name!r} is {type(text).__name__}, not text"
-            self._report(Problem(str(file), row, what, "Mend or remove the row."))
-        elif any("\ud800" <= character <= "\udfff" for character in text):
-            self._report(Problem(str(file), row, "half of a surrogate pair in the text", "Mend or remove the row."))
-        elif text.strip():
-            yield Document(text, str(file), row, fields)
-
-    def _missing_field(self, names: Iterable[str], file: Path, row: int) -> Problem:
-        there = [str(name) for name in names]
-        what = f"no field {self.settings.text_field!r}{nearest(self.settings.text_field, there)}; there are {there[:20]}"
-        return Problem(str(file), row, what, "Name the right one with --data.text_field.")
-
-    def _report(self, problem: Problem) -> None:
-        if self.settings.on_broken == "stop":
-            raise UserError(str(problem).removesuffix("."))
-        self.on_problem(problem)
+        stream = _text_stream(file, reading.progress)
+        if kind == "text":
+            yield from _plain(stream, name, reading)
+        else:
+            rows = jsonl_rows(stream, text_field) if kind == "jsonl" else csv_rows(stream, text_field)
+            yield from _table(rows, name, reading)
+    except UnreadableError as failure:
+        reached = stream.line if stream and stream.line > 1 else 0
+        reading.report(Problem(name, failure.row or reached, failure.what, failure.mend))
 
 
-class open_bytes:  # noqa: N801 - used like the function open
-    """A file's bytes, unpacked, beside the raw file whose position tells the progress; "-" is standard input."""
-
-    def __init__(self, file: Path) -> None:
-        self.raw: BinaryIO = sys.stdin.buffer if str(file) == "-" else file.open("rb")
-        self.stream: BinaryIO = gzip.GzipFile(fileobj=self.raw) if file.suffix == ".gz" else self.raw  # type: ignore[assignment]
-
-    def __enter__(self) -> tuple[BinaryIO, BinaryIO]:
-        return self.stream, self.raw
-
-    def __exit__(self, *_error: object) -> None:
-        if self.raw is not sys.stdin.buffer:
-            self.raw.close()
+def _text_stream(file: Path, progress: ReadProgress) -> TextStream:
+    chunks = byte_chunks(file, progress)
+    first = next(chunks, b"")
+    if not first:
+        raise UnreadableError("the file is empty")
+    return TextStream(chain([first], chunks), recognise(first))
 
 
-def _document(lines: list[str], file: Path, row: int) -> Iterator[Document]:
-    text = "\n".join(lines)
-    stripped = text.strip("\n")
-    if stripped.strip():
-        yield Document(stripped, str(file), row + len(text) - len(text.lstrip("\n")))
+def _plain(stream: TextStream, name: str, reading: _Reading) -> Iterator[Document]:
+    for row, text in cut(stream, reading.rule):
+        if BAD not in text:
+            yield Document(text, name, row)
+            continue
+        line = row + text.count("\n", 0, text.index(BAD))
+        what = stream.take_bad(row + text.count("\n"))
+        reading.report(Problem(name, line, f"{what}; the document around it is left out", "Repair these bytes."))
 
 
-def _kind(file: Path) -> str:
-    """The suffix that tells the format; '' is read as plain text."""
-    name = file.name.lower().removesuffix(".gz")
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
-
-
-def _walk(folder: Path) -> list[Path]:
-    """Files in a folder, and below it, that a reader knows and that hold something."""
-    files = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(place) / name for name in sorted(names) if not name.startswith(".")):
-            if _kind(path) and path.is_file() and path.stat().st_size:
-                files.append(path)
-    return files
+def _table(rows: Iterator[Row], name: str, reading: _Reading) -> Iterator[Document]:
+    broken, good = 0, False
+    for row, text, record in texts(rows, reading.settings.text_field):
+        if isinstance(text, Broken):
+            reading.report(Problem(name, row, text.what, text.mend))
+            broken += 1
+            if broken == HOPELESS_ROWS and not good:
+                raise UnreadableError(f"the first {HOPELESS_ROWS} rows are all broken; the rest is left out", row=row)
+            continue
+        good = True
+        if text and not text.isspace():
+            yield Document(text, name, row, record)

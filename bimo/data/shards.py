@@ -1,8 +1,9 @@
 """Token shards: documents as ids on disk, memory-mapped, with an index of where each begins.
 
-One file is: a header (magic, version, bytes per id, counts, the tokenizer's fingerprint), the ids, and the start of every
-document. A folder of such files is read as one long stream of ids. Pages that were read count as the process's memory
-until they are given back, so the reader gives them back every few megabytes: five gigabytes of text train in one.
+One file is: a header (magic, version, bytes per id, counts, the tokenizer's fingerprint), the ids, and the start of
+every document. A folder of such files is read as one long stream of ids. Pages that were read count as the process's
+memory until they are given back, so the reader gives them back every few megabytes: five gigabytes of text train in
+one.
 """
 
 from __future__ import annotations

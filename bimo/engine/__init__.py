@@ -1,4 +1,5 @@
-"""From prompts to tokens: the one way in which bimo generates, for a notebook, the command line and the applications."""
+"""From prompts to tokens: the one way in which bimo generates, for a notebook, the command line and the
+applications."""
 
 from bimo.engine.engine import Completion, Engine
 from bimo.engine.request import SamplingParams

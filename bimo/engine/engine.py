@@ -31,7 +31,8 @@ class Completion:
     Attributes:
         text: The new text.
         n_tokens: How many tokens it took.
-        finish_reason: end (the model said so), stop (a stop string), max_tokens, or context (the model sees no further).
+        finish_reason: end (the model said so), stop (a stop string), max_tokens, or context (the model sees no
+        further).
     """
 
     text: str
@@ -69,9 +70,7 @@ class Engine:
         """A prompt's ids: the beginning of a document, then the text."""
         return [self.tokenizer.begin_id, *self.tokenizer.encode(text)]
 
-    def stream(
-        self, prompt: Sequence[int], params: SamplingParams
-    ) -> Generator[str, None, tuple[int, FinishReason]]:
+    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Generator[str, None, tuple[int, FinishReason]]:
         """Pieces of the answer as they become whole characters; returns the count of tokens and the reason to stop."""
         decoder, stops = self.tokenizer.decoder(), StopStrings(params.stop)
         n_tokens, reason = 0, "max_tokens"
@@ -141,4 +140,6 @@ class Engine:
     def _forbidden(self) -> Tensor:
         """Ids that must not appear inside an answer: control tokens, and ids beyond the tokenizer."""
         beyond = range(self.tokenizer.vocab_size, self.model.spec.vocab_size)
-        return torch.tensor(sorted({*self.tokenizer.control_tokens.values(), *beyond} - self._end_ids()), dtype=torch.long)
+        return torch.tensor(
+            sorted({*self.tokenizer.control_tokens.values(), *beyond} - self._end_ids()), dtype=torch.long
+        )

@@ -104,5 +104,3 @@ def _find(table: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Place of each value in a sorted table, and whether it is there."""
     place = np.minimum(np.searchsorted(table, values), len(table) - 1)
     return place, table[place] == values
-
-

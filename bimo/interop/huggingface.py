@@ -1,7 +1,7 @@
 """Model folders in Hugging Face's layout: config.json + model.safetensors, without needing transformers.
 
-Inside, our names are theirs; only the prefix "model." of everything but the head is added and removed here. A model that
-belongs to no family of `families.py` is written as model_type "bimo": bimo reads it, other tools do not.
+Inside, our names are theirs; only the prefix "model." of everything but the head is added and removed here. A model
+that belongs to no family of `families.py` is written as model_type "bimo": bimo reads it, other tools do not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Multi-head self-attention: several heads look back over the text and mix what they find (Vaswani et al. 2017).
 
-Grouped queries (Ainslie et al. 2023): H query heads share K key/value heads, which shrinks the cache by H / K. Positions,
-masks and the cache come in one `AttnContext`; how the softmax is computed is a backend's affair.
+Grouped queries (Ainslie et al. 2023): H query heads share K key/value heads, which shrinks the cache by H / K.
+Positions, masks and the cache come in one `AttnContext`; how the softmax is computed is a backend's affair.
 """
 
 from __future__ import annotations

@@ -20,9 +20,7 @@ class KVCache:
         keys: (n_layers, B, K, capacity, D); `values` likewise.
     """
 
-    def __init__(
-        self, spec: ModelSpec, rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: ModelSpec, rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> None:
         shape = (spec.n_layers, rows, spec.n_kv_heads, capacity, spec.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)

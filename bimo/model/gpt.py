@@ -1,8 +1,8 @@
 """The GPT, whole: embeddings → blocks of attention and feed-forward → norm → head.
 
-Notable choices, all in `ModelSpec`: the default is a small Qwen3 (grouped queries, rotary positions, RMSNorm before each
-part, SwiGLU, QK-norm, tied embeddings, no biases); with learned positions, LayerNorm, GELU and biases it is GPT-2. The
-names of the weights are those of a Hugging Face checkpoint. No training, files or devices in here.
+Notable choices, all in `ModelSpec`: the default is a small Qwen3 (grouped queries, rotary positions, RMSNorm before
+each part, SwiGLU, QK-norm, tied embeddings, no biases); with learned positions, LayerNorm, GELU and biases it is GPT-2.
+The names of the weights are those of a Hugging Face checkpoint. No training, files or devices in here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimo.core.config import ModelSpec
@@ -44,6 +43,8 @@ class GPT(nn.Module):
         spec: The shape.
         backend: How attention is computed: "sdpa" (fused) or "math" (the oracle).
     """
+
+    rotary: Tensor
 
     def __init__(self, spec: ModelSpec, backend: str = "sdpa") -> None:
         super().__init__()

@@ -1,21 +1,23 @@
 """Byte-level byte-pair encoding (Sennrich et al. 2016, on bytes as in GPT-2), from text to a `tokenizer.json`.
 
-Training is `rustbpe`'s, about twice as fast as `tokenizers` on the same text; the file is Hugging Face's format, so that
-transformers, vLLM and llama.cpp read it. Encoding is `tiktoken`'s, about twice as fast with half the memory, on ranks
-that are read back out of the file (`benchmarks/tokenizer.py` measures all of this; tests hold the ids equal).
+Training is `rustbpe`'s, about twice as fast as `tokenizers` on the same text; the file is Hugging Face's format, so
+that transformers, vLLM and llama.cpp read it. Encoding is `tiktoken`'s, about twice as fast with half the memory, on
+ranks that are read back out of the file (`benchmarks/tokenizer.py` measures all of this; tests hold the ids equal).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen2's pre-tokeniser, which Qwen3 keeps and llama.cpp knows as "qwen2": words with their leading space, digits one by
-one, runs of punctuation with the line breaks after them. Chinese runs stay whole and are cut by the merges alone."""
+"""Qwen2's pre-tokeniser, which Qwen3 keeps and llama.cpp knows as "qwen2": words with their leading space, digits one
+by one, runs of punctuation with the line breaks after them. Chinese runs stay whole and are cut by the merges alone."""
 
 _LONGEST_PIECE = 4096
 
@@ -77,8 +79,8 @@ def to_json(tokens: list[bytes], control_tokens: list[str]) -> str:
 def ranks_of(content: dict[str, Any]) -> dict[bytes, int] | None:
     """The token bytes → id table of a `tokenizer.json`, if merging by lowest id gives the file's own result.
 
-    That holds for the files written here: our pre-tokeniser, no normaliser, and merges in the order of their ids. For any
-    other file the answer is None, and `tokenizers` has to encode.
+    That holds for the files written here: our pre-tokeniser, no normaliser, and merges in the order of their ids. For
+    any other file the answer is None, and `tokenizers` has to encode.
     """
     model, pre = content["model"], content.get("pre_tokenizer") or {}
     stages = pre.get("pretokenizers", [])
@@ -115,7 +117,7 @@ def _merges(tokens: list[bytes]) -> Iterator[tuple[int, int]]:
     for limit in range(256, len(tokens)):
         parts = [tokens[limit][i : i + 1] for i in range(len(tokens[limit]))]
         while len(parts) > 2:
-            joined = [ids.get(left + right, limit) for left, right in zip(parts, parts[1:], strict=False)]
+            joined = [ids.get(left + right, limit) for left, right in itertools.pairwise(parts)]
             best = min(range(len(joined)), key=joined.__getitem__)
             parts[best : best + 2] = [parts[best] + parts[best + 1]]
         yield ids[parts[0]], ids[parts[1]]

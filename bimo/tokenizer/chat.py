@@ -2,8 +2,8 @@
 
     <|begin|><|system|>…<|end_of_turn|><|user|>…<|end_of_turn|><|assistant|>…<|end_of_turn|>
 
-`check_messages` and `encode` are what bimo uses: content is encoded as ordinary text. `TEMPLATE` is the same format as a
-Jinja template for other tools.
+`check_messages` and `encode` are what bimo uses: content is encoded as ordinary text. `TEMPLATE` is the same format as
+a Jinja template for other tools.
 """
 
 from __future__ import annotations

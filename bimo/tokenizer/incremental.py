@@ -11,9 +11,9 @@ _LONGEST_CLUSTER = 64  # code points; more marks than that on one letter are no 
 class IncrementalDecoder:
     """Turns ids into text one by one.
 
-    A piece holds whole user-perceived characters (extended grapheme clusters, Unicode Standard Annex 29): the newest one
-    is held back until the next begins, because a vowel sign, an accent or a second half of a flag may still follow. All
-    pieces together are exactly the decoded text.
+    A piece holds whole user-perceived characters (extended grapheme clusters, Unicode Standard Annex 29): the newest
+    one is held back until the next begins, because a vowel sign, an accent or a second half of a flag may still follow.
+    All pieces together are exactly the decoded text.
 
     Args:
         token_bytes: The bytes of each id, b"" for control tokens.

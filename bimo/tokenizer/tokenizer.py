@@ -1,7 +1,7 @@
 """Tokenizer: text to ids and back.
 
-Control tokens (beginning, end, padding, chat roles) are ids that no text can produce: `encode` treats "<|end|>" in a text
-like any other characters. The file is Hugging Face's `tokenizer.json`.
+Control tokens (beginning, end, padding, chat roles) are ids that no text can produce: `encode` treats "<|end|>" in a
+text like any other characters. The file is Hugging Face's `tokenizer.json`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Losses: the sum over trained tokens, to be divided by their count once per update.
 
-A mean of means would give a token of a short row more weight than one of a long row as soon as gradients are accumulated,
-so nothing in here divides. The default never holds all logits: it goes through the positions in chunks and computes the
-gradient in the same pass (the idea of Liger Kernel, Hsu et al. 2024), which saves three tensors of (B, T, V).
+A mean of means would give a token of a short row more weight than one of a long row as soon as gradients are
+accumulated, so nothing in here divides. The default never holds all logits: it goes through the positions in chunks and
+computes the gradient in the same pass (the idea of Liger Kernel, Hsu et al. 2024), which saves three tensors of (B, T,
+V).
 """
 
 from __future__ import annotations

@@ -44,26 +44,24 @@ def save(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, data: dict[str, Any]
 ) -> None:
     """Write a checkpoint; `data` is the data stream's own state and has to be plain JSON."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     moments = {
-        f"{names[parameter]}/{key}": torch.as_tensor(value).contiguous()
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
+        f"{name}/{key}": torch.as_tensor(value).contiguous()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random |= {f"cuda:{i}": value for i, value in enumerate(torch.cuda.get_rng_state_all())}
     with write_folder(folder) as target:
-        save_file({name: p.detach().contiguous() for p, name in names.items()}, target / "model.safetensors")
+        save_file({name: p.detach().contiguous() for name, p in parameters.items()}, target / "model.safetensors")
         save_file(moments, target / "optimizer.safetensors")
         save_file(random, target / "random.safetensors")
         text = json.dumps({"training": asdict(state), "data": data}, indent=1)
         (target / "state.json").write_text(text, encoding="utf-8")
 
 
-def load(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[TrainingState, dict[str, Any]]:
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[TrainingState, dict[str, Any]]:
     """Read a checkpoint into model, optimizer and the random generators.
 
     Returns:

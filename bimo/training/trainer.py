@@ -30,7 +30,6 @@ from bimo.training.losses import Loss, chunked_cross_entropy
 from bimo.training.optimizers import adamw
 from bimo.training.schedules import learning_rate
 
-
 _CPU_MICRO_TOKENS = 2048  # measured: half the memory of 4096 at the same speed; 1024 costs 4 %, 512 costs 9 %
 
 
@@ -38,7 +37,8 @@ _CPU_MICRO_TOKENS = 2048  # measured: half the memory of 4096 at the same speed;
 class TextModel(Protocol):
     """A model that brings its tokenizer (`bimo.LM`): it turns what a user has into batches."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
     def batches(self, inputs: Any, targets: Any, *, batch_size: int, seed: int) -> Sequence[Batch]:
         """One epoch of batches."""

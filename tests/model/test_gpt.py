@@ -143,7 +143,9 @@ def test_causality_check_sees_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(SMALL)
     for layer in model.layers:
         attend = layer.self_attn.attend
-        monkeypatch.setattr(layer.self_attn, "attend", lambda q, k, v, ctx, a=attend: a(q, k, v, replace(ctx, causal=False)))
+        monkeypatch.setattr(
+            layer.self_attn, "attend", lambda q, k, v, ctx, a=attend: a(q, k, v, replace(ctx, causal=False))
+        )
     assert not health.causality(model).ok, "a model without a mask must be caught"
 
 

@@ -61,7 +61,9 @@ def test_mean_of_means_would_not_be_exact(settings: TrainingSettings) -> None:
     spec = replace(SPEC, dropout=0.0)
     norms = []
     for micro in (8, 1):
-        trainer = Trainer(model(spec), replace(settings, steps=1, micro_batch_size=micro), loss=lambda z, t, w: z.mean())
+        trainer = Trainer(
+            model(spec), replace(settings, steps=1, micro_batch_size=micro), loss=lambda z, t, w: z.mean()
+        )
         recorder = Losses()
         trainer.callbacks.append(recorder)
         trainer.fit(batches(1))
@@ -77,7 +79,9 @@ def test_custom_cross_entropy_equals_the_chunked_default(settings: TrainingSetti
     seen = []
     for loss in (None, cross_entropy):
         recorder = Losses()
-        trainer = Trainer(model(replace(SPEC, dropout=0.0)), replace(settings, steps=4), loss=loss, callbacks=[recorder])
+        trainer = Trainer(
+            model(replace(SPEC, dropout=0.0)), replace(settings, steps=4), loss=loss, callbacks=[recorder]
+        )
         trainer.fit(batches(4, rows=4)[:4])
         seen.append(recorder.seen)
     assert seen[0] == pytest.approx(seen[1], abs=1e-5), "same losses step by step"
@@ -105,7 +109,9 @@ def test_resumed_run_ends_bit_for_bit_like_the_unbroken_one(settings: TrainingSe
     torch.manual_seed(5)
     whole = Trainer(model(), settings).fit(Stream(batches(5)))
     torch.manual_seed(5)
-    stopper = type("Stop", (Callback,), {"on_step": lambda self, t, r: setattr(t, "stop_requested", "test" * (r.step == 3))})()
+    stopper = type(
+        "Stop", (Callback,), {"on_step": lambda self, t, r: setattr(t, "stop_requested", "test" * (r.step == 3))}
+    )()
     first = Trainer(model(), settings, callbacks=[stopper, Checkpoints()], folder=tmp_path).fit(Stream(batches(5)))
     assert first.state.step == 3, "the first part stops at step 3"
     torch.manual_seed(99)
@@ -175,7 +181,9 @@ def test_early_stopping_stops_when_nothing_improves(settings: TrainingSettings) 
 
 def test_matrices_decay_and_vectors_do_not(settings: TrainingSettings) -> None:
     groups = Trainer(model(replace(SPEC, biases="all")), settings).optimizer.param_groups
-    assert {g["weight_decay"] > 0: {p.dim() for p in g["params"]} for g in groups} == {True: {2}, False: {1}}, "by shape"
+    assert {g["weight_decay"] > 0: {p.dim() for p in g["params"]} for g in groups} == {True: {2}, False: {1}}, (
+        "by shape"
+    )
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])

@@ -1,0 +1,180 @@
+"""Every command, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bimo.cli import main
+
+SMALL = [
+    "--tokenizer.vocab_size", "400", "--model.n_layers", "1", "--model.n_heads", "2", "--model.d_model", "32",
+    "--model.context_length", "32", "--training.batch_size", "4", "--training.warmup_steps", "2",
+    "--training.precision", "fp32", "--data.validation_share", "0.1",
+]  # fmt: skip
+
+
+def run(folder: Path, *arguments: str, stdin: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bimo.cli", *arguments]
+    return subprocess.run(
+        command, cwd=folder, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A folder in which a run was trained by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text("\n".join(texts), encoding="utf-8")
+    (folder / "recipe.yaml").write_text("name: first\ndata:\n  paths: [text.txt]\ntraining:\n  steps: 12\n")
+    done = run(folder, "train", "recipe.yaml", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_help_shows_the_life_cycle_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    places = [text.index(f"  {verb} ") for verb in ("doctor", "demo", "prepare", "train", "generate", "chat")]
+    assert places == sorted(places), "in the order of a model's life"
+
+
+def test_train_leaves_a_whole_run_directory(trained: Path) -> None:
+    folder = trained / "runs" / "first"
+    names = ["run.yaml", "tokenizer.json", "metrics.jsonl", "events.jsonl", "manifest.json", "model/config.json"]
+    missing = [name for name in [*names, "model/model.safetensors", "checkpoints"] if not (folder / name).exists()]
+    assert not missing, missing
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 1, "the first step is logged"
+    assert "bits_per_byte" in lines[-1], "and the last evaluation"
+
+
+def test_generate_writes_the_same_text_for_the_same_seed(trained: Path) -> None:
+    outputs = [run(trained, "generate", "runs/first", "the cat", "--seed", "3", "--max_tokens", "9") for _ in range(2)]
+    assert outputs[0].returncode == 0, outputs[0].stderr
+    assert outputs[0].stdout == outputs[1].stdout, "the seed settles it"
+
+
+def test_chat_answers_lines_from_a_pipe(trained: Path) -> None:
+    done = run(trained, "chat", "runs/first", "--max_tokens", "4", stdin="hello\n\n")
+    assert done.returncode == 0, done.stderr
+
+
+def test_doctor_examines_a_model(trained: Path) -> None:
+    done = run(trained, "doctor", "--model", "runs/first")
+    assert done.returncode == 0, done.stdout
+    assert "causality" in done.stdout, "it says what it looked at"
+
+
+def test_doctor_measures_the_machine(tmp_path: Path) -> None:
+    done = run(tmp_path, "doctor", "--seconds", "0.2")
+    assert "GFLOP/s" in done.stdout, done.stderr
+    assert "GB/s" in done.stdout, done.stdout
+
+
+def test_prepare_then_train_finds_the_tokens(trained: Path) -> None:
+    done = run(trained, "prepare", "recipe.yaml", "--name", "second", *SMALL)
+    assert done.returncode == 0, done.stderr
+    before = (trained / "runs/second/tokens/train/source-0/source-0-00000.tokens").stat().st_mtime_ns
+    done = run(trained, "train", "recipe.yaml", "--name", "second", *SMALL)
+    assert done.returncode == 0, done.stderr
+    after = (trained / "runs/second/tokens/train/source-0/source-0-00000.tokens").stat().st_mtime_ns
+    assert before == after, "the shards are not made twice"
+
+
+def test_an_existing_run_is_not_overwritten(trained: Path) -> None:
+    done = run(trained, "train", "recipe.yaml", *SMALL)
+    assert done.returncode == 2, done.stdout
+    assert "bimo train --resume" in done.stderr, "the mend is named"
+
+
+def test_interrupted_training_says_how_to_go_on_and_does(trained: Path) -> None:
+    arguments = ["train", "recipe.yaml", "--name", "broken", *SMALL, "--training.steps", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bimo.cli", *arguments], cwd=trained, stdout=subprocess.PIPE, text=True
+    )
+    metrics = trained / "runs/broken/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)  # the first step has to be made before the signal is sent
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "bimo train --resume runs/broken" in output, "it says how to go on"
+    step = max(int(path.name[5:]) for path in (trained / "runs/broken/checkpoints").iterdir())
+    done = run(trained, "train", "--resume", "runs/broken", "--training.steps", str(step + 3))
+    assert done.returncode == 0, done.stderr
+    assert f"at step {step}" in done.stdout, "it goes on where it stopped"
+
+
+def test_standard_input_can_be_trained_on(tmp_path: Path, texts: list[str]) -> None:
+    done = run(tmp_path, "train", "--data.paths", "[-]", "--training.steps", "2", *SMALL, stdin="\n".join(texts))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "--training.learning_rat", "1"], "did you mean 'training.learning_rate'"),
+        (["train", "--learning_rate", "1"], "did you mean 'training.learning_rate'"),
+        (["train", "--training.steps", "many"], "training.steps"),
+        (["train", "--model.norm", "batchnorm"], "model.norm"),
+        (["train", "nowhere.yaml"], "nowhere.yaml"),
+        (["train"], "no text was named"),
+        (["train", "--data.paths", "[nowhere.txt]"], "nowhere.txt"),
+        (["train", "--resume", "runs/none"], "runs/none"),
+        (["train", "--training.device", "tpu", "--data.paths", "[text.txt]"], "device 'tpu'"),
+        (["generate", "runs/none", "x"], "runs/none"),
+        (["demo", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_code_2(
+    arguments: list[str],
+    message: str,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("COLUMNS", "200")
+    if arguments[:1] == ["train"] and "tpu" in arguments:
+        arguments = [*arguments, "--name", "tpu", *SMALL]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error, error
+    assert "Traceback" not in error, error
+
+
+def test_unknown_key_in_a_recipe_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("training:\n  batchsize: 3\n")
+    assert main(["train", str(recipe)]) == 2
+    assert "did you mean 'training.batch_size'" in capsys.readouterr().err
+
+
+def test_print_config_shows_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--training.learning_rate", "3e-4", "--print_config"])
+    assert "learning_rate: 0.0003" in capsys.readouterr().out
+
+
+def test_demo_runs_on_a_folder_with_broken_files(tmp_path: Path, texts: list[str]) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n".join(texts), encoding="utf-8")
+    (folder / "b.txt").write_bytes("\n".join(t for t in texts if "猫" in t).encode("utf-16"))
+    (folder / "c.txt").write_bytes(bytes(range(256)) * 40)
+    (folder / "d.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    done = run(tmp_path, "demo", "mixed", "--seconds", "3")
+    assert done.returncode == 0, done.stderr
+    assert "c.txt" in done.stdout, "the binary file is named"
+    assert "d.jsonl, line 2" in done.stdout, "the broken row is named"
+    assert "5-gram" in done.stdout, "the floors are shown"
