@@ -86,11 +86,8 @@ class TextStream:
                 data = error.object
                 good, wrong, chunk = data[: error.start], data[error.start : error.end], data[error.end :]
                 parts += [self._without_controls(good.decode(self.encoding.codec), start), BAD]
-                self._add_bad(
-                   
-                    f"{'byte' if len(wrong) == 1 else 'bytes'} 0x{wrong.hex()}
-                    at offset {start + error.start} is not {self.encoding.label}"
-                )
+                name = f"{'byte' if len(wrong) == 1 else 'bytes'} 0x{wrong.hex()}"
+                self._add_bad(f"{name} at offset {start + error.start} is not {self.encoding.label}")
                 self._offset = start + error.end
                 self._decoder.reset()
 

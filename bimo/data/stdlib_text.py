@@ -10,7 +10,6 @@ import ast
 import os
 import sysconfig
 from collections.abc import Iterator
-from inspect import cleandoc
 from pathlib import Path
 
 from bimo.core.errors import UserError
@@ -69,7 +68,7 @@ def _text_of(module: ast.Module, name: str) -> str:
     docstring = ast.get_docstring(module)
     parts = [_signature(node) + "\n\n" + text for node, text in _definitions(module)]
     if docstring:
-        parts.insert(0, cleandoc(docstring))
+        parts.insert(0, docstring)
     return "\n\n".join([name, *parts]) if parts else ""
 
 

@@ -19,8 +19,8 @@ def test_the_same_text_is_always_on_the_same_side(text: str, share: float, row: 
 
 def test_the_split_never_changes_between_versions() -> None:
     held_out = [n for n in range(100) if is_validation(Document(f"document {n}", "a.txt", 1), 0.05)]
-    assert held_out == EXPECTED
-    assert Document("document", "a.txt", 1).fingerprint == 0
+    assert held_out == [0, 6, 29, 30, 39]
+    assert Document("document", "a.txt", 1).fingerprint == 0x32DEA9771A807342
 
 
 @given(texts, st.floats(0, 1), st.floats(0, 1))

@@ -18,6 +18,8 @@ async def run(task: str, *, times=3) -> None:
     """Run it.
 
         >>> indented
+
+    Done.
     """
     def inner(): "Not told: nobody outside can call it."
 
@@ -42,6 +44,8 @@ async def run(task: str, *, times=3) -> None
 Run it.
 
     >>> indented
+
+Done.
 
 class Box(dict)
 

@@ -105,5 +105,5 @@ def test_a_missing_tensor_is_named(lm: LM, tmp_path: Path) -> None:
     tensors = load_file(path)
     del tensors["model.norm.weight"]
     save_file(tensors, path)
-    with pytest.raises(UserError, match="'model.norm.weight' is missing"):
+    with pytest.raises(UserError, match=r"'model\.norm\.weight' is missing"):
         load(tmp_path / "model")
