@@ -8,7 +8,6 @@ in exact proportions; the ranks of a distributed run share out each batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class Loader:
         self.sources, self.batch_size, self.seed = sources, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.quotas = _quotas(weights or lengths)
-        self.bounds = [0, *accumulate(self.quotas)]
+        self.block = (-1, np.empty(0, np.int64), np.empty(0, np.int64))  # the newest of `_shuffled_block`, to reuse
         self.next_batch = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -72,9 +71,19 @@ class Loader:
     def place(self, number: int) -> tuple[int, int]:
         """Which source row `number` of the stream comes from, and how many were drawn from that source before."""
         block, index = divmod(number, _BLOCK)
-        slot = permute(index, _BLOCK, key=_hash(self.seed, -1, block))
-        source = next(s for s, end in enumerate(self.bounds[1:]) if slot < end)
-        return source, block * self.quotas[source] + slot - self.bounds[source]
+        if self.block[0] != block:
+            self.block = block, *self._shuffled_block(block)
+        source = int(self.block[1][index])
+        return source, block * self.quotas[source] + int(self.block[2][index])
+
+    def _shuffled_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each row of a block, in random order and exact proportion, and its rank within that source."""
+        random = np.random.Generator(np.random.Philox(_hash(self.seed, block)))
+        sources = random.permutation(np.repeat(np.arange(len(self.quotas)), self.quotas))
+        ranks = np.empty(_BLOCK, np.int64)
+        for source, quota in enumerate(self.quotas):
+            ranks[sources == source] = np.arange(quota)
+        return sources, ranks
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs."""
