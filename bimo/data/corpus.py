@@ -27,7 +27,7 @@ class Corpus:
 
     def __init__(self, paths: Sequence[str], settings: DataSettings, on_problem: ProblemHandler) -> None:
         self.paths, self.settings, self.on_problem = list(paths), settings, on_problem
-        self.files = find_files(self.paths, on_problem)
+        self.files = find_files(self.paths)
         self.total_bytes = sum(map(size_of, self.files))
         self.rule, self.reason = document_rule(self.files, settings)
         self.progress = ReadProgress()

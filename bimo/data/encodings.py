@@ -79,9 +79,10 @@ def recognise(sample: bytes) -> Encoding:
     if too_many(controls, len(escaped)):
         raise UnreadableError(f"the file is binary: {controls} control characters in its first {len(sample)} bytes")
     bad = len(re.findall(r"[\ud800-\udfff]", escaped))
-    if bad == 0 or len(re.findall(r"[^\x00-\x7f\ud800-\udfff]", escaped)) > 9 * bad:
+    good = len(re.findall(r"[^\x00-\x7f\ud800-\udfff]", escaped))
+    if bad == 0 or good > 9 * bad:
         return Encoding("utf-8", "UTF-8")
-    if _is_chinese(sample.decode("gb18030", "replace")):
+    if good < bad and _is_chinese(sample.decode("gb18030", "replace")):
         return Encoding("gb18030", "GB18030")
     if too_many(bad, len(escaped)):
         raise UnreadableError(

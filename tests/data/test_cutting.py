@@ -63,7 +63,7 @@ def test_a_long_document_is_cut_at_a_line_end(rule: Rule) -> None:
 
 
 def test_a_long_file_is_cut_at_a_blank_line_where_it_can() -> None:
-    text = ("a line\n" * 9 + "\n") * 30_000
+    text = ("a line\n" * 7 + "\n") * 30_000
     pieces = [piece for _, piece in cut([text], "file")]
     assert len(pieces) == 2
     assert "\n\n".join(pieces) == text.rstrip()

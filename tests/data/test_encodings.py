@@ -89,6 +89,14 @@ def test_other_formats_are_refused(start: bytes) -> None:
         recognise(start + ENGLISH.encode())
 
 
+def test_text_full_of_control_characters_or_damage_is_refused() -> None:
+    with pytest.raises(UnreadableError, match="control characters"):
+        recognise(b"a\x01b\x02" * 50)
+    for codec in ("utf-8", "gb18030"):
+        with pytest.raises(UnreadableError, match="not UTF-8"):
+            recognise((CHINESE[:5].encode(codec) + b"\xff\xff") * 50)
+
+
 def test_a_sample_that_ends_within_a_character_is_no_damage() -> None:
     for text, codec in ((CHINESE, "utf-8"), (CHINESE, "gb18030")):
         data = text.encode(codec)
@@ -131,6 +139,15 @@ def test_a_control_character_is_told_with_its_byte_offset(codec: str, offset: in
     text, told = decoded("中文\0\r\nend\f\t".encode(codec), Encoding(codec, codec), 3)
     assert text == f"中文{BAD}\nend\f\t"
     assert told == f"control character U+0000 at byte offset {offset}"
+
+
+def test_damaged_utf8_is_not_taken_for_chinese() -> None:
+    assert recognise("bad ¡ô".encode() + b" \xe4\xbd\n").codec == "utf-8"
+
+
+def test_offsets_count_the_byte_order_mark() -> None:
+    data = b"\xef\xbb\xbfgood \xff"
+    assert decoded(data, recognise(data)) == (f"good {BAD}", "byte 0xff at offset 8 is not UTF-8")
 
 
 def test_each_bad_place_is_told_once_and_with_those_of_its_lines() -> None:

@@ -124,7 +124,11 @@ def test_finished_shards_are_used_again_and_changed_text_is_not(tmp_path: Path, 
 
 
 def test_several_sources_keep_their_own_folders(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    sources = [Source("a", documents(50), "1", 0.0), Source("b", documents(80), "1", 0.0), Source("v", documents(9), "1", 1.0)]
+    sources = [
+        Source("a", documents(50), "1", 0.0),
+        Source("b", documents(80), "1", 0.0),
+        Source("v", documents(9), "1", 1.0),
+    ]
     made = prepare(tmp_path / "tokens", tokenizer, sources)
     assert [shards.n_documents for shards in made.train] == [50, 80], "training text by source"
     assert made.valid.n_documents == 9, "all of the third is held out"

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from bimo.core.config import DataSettings
 from bimo.core.errors import UserError
+from bimo.data.corpus import Corpus
 from bimo.data.documents import Document, Problem
 from bimo.data.readers import ReadProgress, document_rule, read_documents
 
@@ -283,6 +284,17 @@ def test_progress_rises_to_the_bytes_on_disk(tmp_path: Path, suffix: str) -> Non
     assert progress.read_bytes == progress.total_bytes
     assert shares == sorted(shares)
     assert 0.2 < shares[len(shares) // 2] < 0.8, "the middle of the text is about the middle of the way"
+
+
+def test_a_corpus_can_be_gone_through_again(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    corpus = Corpus([str(tmp_path)], DataSettings(), print)
+    before = corpus.fingerprint
+    assert list(corpus) == list(corpus)
+    assert corpus.progress.read_bytes == corpus.total_bytes == 8
+    assert (corpus.rule, len(corpus.files)) == ("blank_line", 1)
+    (tmp_path / "a.txt").write_text("one\n\nthree")
+    assert Corpus([str(tmp_path)], DataSettings(), print).fingerprint != before, "changed text has another fingerprint"
 
 
 def test_reading_loads_no_torch_and_no_pyarrow() -> None:

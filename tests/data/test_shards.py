@@ -38,7 +38,9 @@ def test_a_stream_across_shards_is_read_anywhere(tmp_path: Path, vocab_size: int
 
 
 @given(st.integers(0, 200), st.binary(min_size=1, max_size=4))
-def test_a_damaged_shard_never_opens_with_other_sizes(tmp_path_factory: pytest.TempPathFactory, n: int, junk: bytes) -> None:
+def test_a_damaged_shard_never_opens_with_other_sizes(
+    tmp_path_factory: pytest.TempPathFactory, n: int, junk: bytes
+) -> None:
     folder = tmp_path_factory.mktemp("shards")
     write(folder / "a.tokens", [[1, 2, 3], [4]])
     content = (folder / "a.tokens").read_bytes()
