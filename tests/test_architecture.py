@@ -1,0 +1,213 @@
+"""The house rules of docs/architecture.md, each with a control that breaks it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HOUSE = ROOT / "bimo"
+FILES = sorted(HOUSE.rglob("*.py"))
+
+WIRING = {"recipes", "demo", "live", "lm", "flags", "cli", ""}
+MAY_IMPORT = {
+    "core": set(),
+    "tokenizer": {"core"},
+    "data": {"core", "tokenizer"},
+    "model": {"core"},
+    "training": {"core", "model"},
+    "interop": {"core", "tokenizer", "model"},
+    "engine": {"core", "tokenizer", "model"},
+    "evaluation": {"core", "tokenizer", "model", "engine", "interop"},
+    "flags": {"core"},
+    "live": {"core", "training"},
+    "lm": {"core", "tokenizer", "data", "model", "training", "interop", "engine"},
+    "recipes": {"core", "tokenizer", "data", "model", "training", "interop", "engine", "evaluation", "live", "lm", ""},
+    "demo": {"core", "tokenizer", "data", "model", "training", "evaluation", "live", "lm", "recipes"},
+    "cli": {"core", "flags", "recipes", "demo", "lm", "evaluation", "engine", ""},
+}
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ARGUMENTS = 400, 60, 8
+Tree = ast.Module
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path) for path in FILES}
+
+
+def room(module: str) -> str:
+    """The folder, or the file right under bimo; '' for bimo itself."""
+    return (module.split(".") + [""])[1]
+
+
+def imports(tree: Tree, *, top_level: bool = False) -> Iterator[str]:
+    """Modules of ours that a file imports; those under TYPE_CHECKING are only for types."""
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped.update(inner for part in node.body for inner in ast.walk(part))
+        if top_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            skipped.update(ast.walk(node))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bimo":
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in inner)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "bimo")
+
+
+def forbidden_imports(module: str, tree: Tree) -> list[str]:
+    own = room(module)
+    if not own:
+        return []
+    return [name for name in imports(tree) if room(name) != own and room(name) not in MAY_IMPORT[own]]
+
+
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that can be reached from themselves."""
+    found = []
+    for start in graph:
+        seen: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                waiting += graph.get(module, set())
+        if start in seen:
+            found.append(start)
+    return found
+
+
+def functions(tree: Tree) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def long_functions(tree: Tree) -> list[str]:
+    return [f.name for f in functions(tree) if (f.end_lineno or 0) - f.lineno + 1 > LONGEST_FUNCTION]
+
+
+def crowded_functions(tree: Tree) -> list[str]:
+    def count(f: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+        names = [a.arg for a in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]]
+        return len([name for name in names if name not in ("self", "cls")])
+
+    return [f.name for f in functions(tree) if count(f) > MOST_ARGUMENTS]
+
+
+def silent_asserts(tree: Tree) -> list[int]:
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert) and node.msg is None]
+
+
+def changing_globals(tree: Tree) -> list[str]:
+    """Lists, dictionaries and sets in lower case at module level, and `global` statements."""
+    found = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Global)]
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        value = getattr(node, "value", None)
+        if isinstance(value, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)):
+            names = [t.id for t in targets if isinstance(t, ast.Name)]
+            found += [name for name in names if not name.isupper() and name != "__all__"]
+    return found
+
+
+def bare_arguments(tree: Tree) -> list[str]:
+    """Arguments of public functions without a type."""
+    found = []
+    for f in functions(tree):
+        if not f.name.startswith("_"):
+            arguments = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
+            found += [f"{f.name}({a.arg})" for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+    return found
+
+
+RULES = {
+    "long functions": (long_functions, "def f():\n" + "    x = 1\n" * 60),
+    "functions with many arguments": (crowded_functions, "def f(a, b, c, d, e, *, f, g, h, i): pass"),
+    "asserts without words": (silent_asserts, "assert 1"),
+    "globals that change": (changing_globals, "cache = {}"),
+    "untyped public arguments": (bare_arguments, "def f(a): pass"),
+}
+each_file = pytest.mark.parametrize("path", FILES, ids=module_name)
+
+
+@each_file
+def test_rooms_import_only_whom_they_may_know(path: Path) -> None:
+    assert not forbidden_imports(module_name(path), ast.parse(path.read_text())), "see docs/architecture.md"
+
+
+@each_file
+@pytest.mark.parametrize("rule", RULES)
+def test_code_keeps_the_rule(path: Path, rule: str) -> None:
+    broken = RULES[rule][0](ast.parse(path.read_text()))
+    assert not broken, f"{rule}: {broken}"
+
+
+@each_file
+def test_files_are_short_and_say_what_they_are_for(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= LONGEST_FILE, "a long file holds two ideas"
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), "a file opens with what it is for"
+
+
+def test_there_are_no_import_cycles() -> None:
+    graph = {module_name(path): set(imports(ast.parse(path.read_text()), top_level=True)) for path in FILES}
+    assert not cycles(graph), "modules that import themselves in the end"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_each_rule_sees_what_breaks_it(rule: str) -> None:
+    check, bad = RULES[rule]
+    assert check(ast.parse(bad)), f"{rule}: the control must be caught"
+
+
+def test_forbidden_imports_and_cycles_are_seen() -> None:
+    assert forbidden_imports("bimo.model.gpt", ast.parse("def f():\n    from bimo.data import Document")) == [
+        "bimo.data"
+    ]
+    assert cycles({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == ["a", "b"]
+
+
+def test_there_is_no_file_for_leftovers() -> None:
+    assert not [path for path in FILES if path.stem in ("utils", "helpers", "misc", "common")], (
+        "a helper lives with its idea"
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import bimo",
+        "import bimo.core.machine, bimo.core.config, bimo.core.doctor, bimo.core.batch, bimo.core.artifacts",
+        "import bimo.data, bimo.tokenizer",
+        "from bimo.cli import main; main(['--help'])",
+    ],
+)
+def test_loads_no_torch(code: str) -> None:
+    program = f"import sys\n{code}\nassert 'torch' not in sys.modules, 'torch was loaded'"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_everything_opens_no_socket() -> None:
+    modules = [module_name(path) for path in FILES]
+    program = (
+        "import sys, importlib\n"
+        "def hook(event, arguments):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.bind'): raise SystemExit(event)\n"
+        "sys.addaudithook(hook)\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
