@@ -44,7 +44,7 @@ MODULES = {module_name(path) for path in FILES}
 
 def room(module: str) -> str:
     """The folder, or the file right under bimo; '' for bimo itself."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def imports(tree: Tree, *, top_level: bool = False) -> Iterator[str]:
