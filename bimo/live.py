@@ -152,7 +152,7 @@ def curve(values: list[float], width: int, height: int) -> str:
     for x, value in enumerate(means):
         y = round((high - value) / (high - low) * (4 * height - 1)) if high > low else 2 * height
         cells[y // 4][x // 2] |= dots[x % 2][y % 4]
-    scale = {0: f"{high:6.2f} ", height - 1: f"{low:6.2f} "}
+    scale = {0: f"{high:6.2f}"[:6] + " ", height - 1: f"{low:6.2f}"[:6] + " "}
     return "\n".join(scale.get(i, " " * 7) + "".join(chr(0x2800 + c) for c in row) for i, row in enumerate(cells))
 
 
