@@ -56,15 +56,13 @@ def main() -> None:
         ours.tolist() == theirs.ids
         for ours, theirs in zip(tokenizer.encode_batch(texts), peer.encode_batch_fast(texts), strict=True)
     )
-    rows = [
-        ("training", seconds(lambda: Tokenizer.train(texts, options.vocab_size)), seconds(lambda: train_peer(texts,
-        options.vocab_size))), ("encoding", seconds(lambda: tokenizer.encode_batch(texts)), seconds(lambda:
-        peer.encode_batch_fast(texts))),
-    ]  # fmt: skip
+    vocab_size = options.vocab_size
+    training = seconds(lambda: Tokenizer.train(texts, vocab_size)), seconds(lambda: train_peer(texts, vocab_size))
+    encoding = seconds(lambda: tokenizer.encode_batch(texts)), seconds(lambda: peer.encode_batch_fast(texts))
     n_tokens = sum(map(len, tokenizer.encode_batch(texts)))
-    print(f"{size:.1f} MB, {options.vocab_size} ids, {size * 1e6 / n_tokens:.2f} bytes per token, ids equal: {same}\n")
+    print(f"{size:.1f} MB, {vocab_size} ids, {size * 1e6 / n_tokens:.2f} bytes per token, ids equal: {same}\n")
     print("| | bimo | Hugging Face tokenizers | ratio |\n|---|---|---|---|")
-    for name, ours, theirs in rows:
+    for name, (ours, theirs) in {"training": training, "encoding": encoding}.items():
         print(f"| {name} | {size / ours:.1f} MB/s | {size / theirs:.1f} MB/s | {theirs / ours:.2f} |")
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A user's own loss: (logits (B, T, V), targets (B, T), weights (B, T)) → a scalar, the mean over trained tokens."""
 
-_CHUNK_LOGITS = 2**22  # logits held at once (16 MB in float32)
+# Logits held at once: 16 MB in float32 stay near the caches of a CPU, a GPU needs more to be busy.
+_CHUNK_LOGITS = {"cpu": 2**22, "other": 2**27}
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -54,7 +55,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wanted else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if wanted else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        rows = max(1, _CHUNK_LOGITS // head.shape[0])
+        kind = "cpu" if hidden.device.type == "cpu" else "other"
+        rows = max(1, _CHUNK_LOGITS[kind] // head.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             x, target, weight = hidden[part], targets[part, None], weights[part, None].float()
