@@ -102,7 +102,7 @@ def _settings(seconds: float, name: str, folder: str) -> RunSettings:
         name=name,
         folder=folder,
         tokenizer=TokenizerSettings(vocab_size=2048),
-        model=ModelSpec(n_layers=4, n_heads=4, n_kv_heads=2, d_model=192, head_dim=48, context_length=256),
+        model=ModelSpec(n_layers=4, n_heads=3, n_kv_heads=1, d_model=192, context_length=256),
         training=TrainingSettings(
             batch_size=4,
             learning_rate=2e-3,
