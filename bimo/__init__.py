@@ -6,7 +6,13 @@ The names below are loaded when they are first used: `import bimo` costs nothing
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Threads that wait for each other shall soon sleep instead of spinning. GNU's OpenMP spins for a millisecond; when
+# another # program wants a core, the thread that is waited for does not get it, and a training step took 16 times as
+# long. The # library reads this when torch loads it; a value that is already set stays.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from bimo.core.config import ModelSpec, TrainingSettings

@@ -10,7 +10,6 @@ import hashlib
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,11 +32,11 @@ from bimo.live import Waiting, duration
 from bimo.lm import LM
 from bimo.model.gpt import GPT
 from bimo.recipes import Text, free_name, say, train
-from bimo.training import Trainer
+from bimo.training import TimeBudget, Trainer
 
 _MOST_TEXT = 16 * 2**20  # bytes; more would not be seen in the time there is
 _FLOOR_TEXT = 8 * 2**20
-_XZ_TEXT = 3 * 2**20
+_XZ_TEXT = 2 * 2**20
 _VALIDATION_SHARE = 0.02
 
 
@@ -51,13 +50,11 @@ def demo(paths: Sequence[str], console: Console, *, seconds: float, folder: str)
         folder: Where runs are kept.
     """
     text, documents = _find_text(paths, console)
-    settings = _settings(seconds, free_name(folder, "demo"), folder)
+    settings = _settings(free_name(folder, "demo"), folder, _beginning(documents))
     settings = replace(settings, training=_fitting(settings, seconds, console))
-    with ThreadPoolExecutor(1) as pool:
-        floors = pool.submit(_floors, documents)
-        lm, trainer = train(settings, text, console)
-        run = Path(settings.folder) / settings.name
-        _report(lm, trainer, floors, run, console)
+    lm, trainer = train(settings, text, console, callbacks=[TimeBudget(seconds)])
+    run = Path(settings.folder) / settings.name
+    _report(lm, trainer, documents, run, console)
     _next_commands(run, console)
     return lm, trainer
 
@@ -96,7 +93,15 @@ def _validation_share(documents: list[Document]) -> float:
     return share
 
 
-def _settings(seconds: float, name: str, folder: str) -> RunSettings:
+def _beginning(documents: list[Document]) -> str:
+    """How a held-out document begins: what the model is asked to continue, always the same."""
+    share = _validation_share(documents)
+    text = next((d.text for d in documents if is_validation(d, share) and len(d.text) > 200), documents[0].text)
+    words = " ".join(text.split())[:24]
+    return words.rpartition(" ")[0] or words
+
+
+def _settings(name: str, folder: str, prompt: str) -> RunSettings:
     """A model that learns most in a minute or two on two cores."""
     return RunSettings(
         name=name,
@@ -113,6 +118,7 @@ def _settings(seconds: float, name: str, folder: str) -> RunSettings:
             log_every=100,
             checkpoint_every=0,
             evaluate_rows=32,
+            sample_prompt=prompt,
         ),
     )
 
@@ -133,8 +139,8 @@ def _fitting(settings: RunSettings, seconds: float, console: Console) -> Trainin
     while len(times) < 8 or time.perf_counter() - start < 1.0:
         times.append(trainer.step(iter([batch])).seconds)
     step_s = statistics.median(times[2:])
-    steps = max(20, min(20_000, round(0.93 * seconds / step_s)))  # the rest goes to evaluations and samples
-    say(console, f"a step takes {1000 * step_s:.0f} ms here: {steps} steps fit into {duration(seconds)}")
+    steps = max(20, min(20_000, round(0.9 * seconds / step_s)))  # the rest goes to evaluations and samples
+    say(console, f"a step takes {1000 * step_s:.0f} ms here: some {steps} steps fit into {duration(seconds)}")
     looks = max(1, steps // 6)
     warmup = min(training.warmup_steps, steps // 4)
     return replace(training, steps=steps, evaluate_every=looks, sample_every=looks, warmup_steps=warmup)
@@ -162,27 +168,33 @@ def _first(documents: list[bytes], limit: int) -> list[bytes]:
     return taken
 
 
-def _report(lm: LM, trainer: Trainer, floors: Future[dict[str, float]], run: Path, console: Console) -> None:
+def _report(lm: LM, trainer: Trainer, documents: list[Document], run: Path, console: Console) -> None:
     """Held-out figures beside the floors, and a paragraph."""
-    valid = PackedRows(TokenShards(run / "tokens" / "valid", lm.tokenizer.fingerprint), lm.model.spec.context_length)
-    token_bytes = torch.from_numpy(lm.tokenizer.token_bytes())
-    ours = bits_per_byte(lm.model, evaluation_batches(valid, 16), token_bytes)["bits_per_byte"]
-    table = Table(title="held-out text, bits per byte (8 is knowing nothing, less is better)")
+    with Waiting(console, "measuring on held-out text", lambda: 0.0):
+        valid = PackedRows(
+            TokenShards(run / "tokens" / "valid", lm.tokenizer.fingerprint), lm.model.spec.context_length
+        )
+        token_bytes = torch.from_numpy(lm.tokenizer.token_bytes())
+        ours = bits_per_byte(lm.model, evaluation_batches(valid, 16), token_bytes)["bits_per_byte"]
+        floors = _floors(documents)
+    table = Table(title="bits per byte on held-out text, less is better", title_justify="left")
     table.add_column("method")
     table.add_column("bits per byte", justify="right")
     table.add_row("this GPT", f"{ours:.3f}", style="bold")
-    best = min(floors.result().values())
-    for name, value in floors.result().items():
+    for name, value in floors.items():
         table.add_row(name, f"{value:.3f}")
+    table.add_row("knowing nothing", f"{8:.3f}")
     console.print(table)
-    verdict = "below" if ours < best else "not below"
+    best = min(floors.values())
     say(
         console,
-        f"After {trainer.state.tokens:,} tokens in {duration(trainer.state.seconds)} the GPT is {verdict} the better "
-        f"floor by {abs(best - ours):.3f} bits per byte.",
+        f"After {trainer.state.tokens:,} tokens in {duration(trainer.state.seconds)} the GPT is "
+        f"{'below' if ours < best else 'not yet below'} the better floor: {ours - best:+.3f} bits per byte.",
     )
+    prompt = trainer.settings.sample_prompt
+    texts = [lm.generate(prompt, max_tokens=160, temperature=0.7, top_p=0.95, seed=seed) for seed in range(3)]
     say(console, "\nA paragraph of its own:\n")
-    say(console, lm.generate("", max_tokens=160, temperature=0.7, top_p=0.95, seed=2).strip() + "\n")
+    say(console, prompt + max(texts, key=len).rstrip() + "\n")
 
 
 def _next_commands(run: Path, console: Console) -> None:

@@ -1,7 +1,16 @@
 """From batches to weights: one loop, its losses, optimizers, schedules, callbacks and checkpoints."""
 
-from bimo.training.callbacks import Callback, Checkpoints, EarlyStopping, MetricsFile, StepResult
+from bimo.training.callbacks import Callback, Checkpoints, EarlyStopping, MetricsFile, StepResult, TimeBudget
 from bimo.training.losses import cross_entropy
 from bimo.training.trainer import Trainer
 
-__all__ = ["Callback", "Checkpoints", "EarlyStopping", "MetricsFile", "StepResult", "Trainer", "cross_entropy"]
+__all__ = [
+    "Callback",
+    "Checkpoints",
+    "EarlyStopping",
+    "MetricsFile",
+    "StepResult",
+    "TimeBudget",
+    "Trainer",
+    "cross_entropy",
+]

@@ -7,7 +7,9 @@ A callback sees the trainer, and so the model, the optimizer and the state; it m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +91,36 @@ class Checkpoints(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         trainer.save_checkpoint()
+
+
+class TimeBudget(Callback):
+    """Fits the number of steps to a time: every so often `settings.steps` becomes what the pace so far allows.
+
+    The schedule follows, because it is a function of the share of the steps that is done; a machine that slows down
+    ends with fewer steps at the right time and still with its rate decayed.
+
+    Args:
+        seconds: Time for training, evaluations and samples included.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self.clock = seconds, clock
+        self.start = self.looked = 0.0
+        self.first_step = 0
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.start = self.looked = self.clock()
+        self.first_step = trainer.state.step
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        now = self.clock()
+        if now - self.looked < 0.05 * self.seconds and now - self.start < self.seconds:
+            return
+        self.looked = now
+        pace = (result.step - self.first_step) / (now - self.start)  # steps per second
+        left = max(0.0, self.start + self.seconds - now)
+        trainer.settings = replace(trainer.settings, steps=max(result.step, round(result.step + pace * left)))
 
 
 class EarlyStopping(Callback):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bimo import GPT, LM, ModelSpec, Trainer, TrainingSettings, UserError
 from bimo.core.batch import Batch
-from bimo.training import Callback, Checkpoints, EarlyStopping, StepResult, cross_entropy
+from bimo.training import Callback, Checkpoints, EarlyStopping, StepResult, TimeBudget, cross_entropy
 from bimo.training.schedules import learning_rate
 
 SPEC = ModelSpec(vocab_size=97, context_length=16, n_layers=2, d_model=32, n_heads=2, dropout=0.1)
@@ -177,6 +177,25 @@ def test_early_stopping_stops_when_nothing_improves(settings: TrainingSettings) 
         evaluate_fn=lambda _: {"bits_per_byte": next(figures)},
     ).fit(batches(2))
     assert trainer.state.step == 4, "two evaluations without an improvement end the run"
+
+
+@pytest.mark.parametrize("pace_s", [0.1, 1.0])
+def test_a_time_budget_ends_in_time_at_any_pace_with_the_rate_decayed(
+    settings: TrainingSettings, pace_s: float
+) -> None:
+    now = [0.0]
+    rates = []
+
+    class Clock(Callback):
+        def on_step(self, trainer: Trainer, result: StepResult) -> None:
+            now[0] += pace_s
+            rates.append(result.learning_rate)
+
+    settings = replace(settings, steps=200, min_learning_rate=0.0)
+    budget = TimeBudget(60.0, clock=lambda: now[0])
+    Trainer(model(), settings, callbacks=[Clock(), budget]).fit(batches(2))
+    assert 55 <= now[0] <= 62, "it ends when the time is over, not when the first guess of steps is"
+    assert rates[-1] < 0.02 * max(rates), "and the schedule has come to its end"
 
 
 def test_matrices_decay_and_vectors_do_not(settings: TrainingSettings) -> None:
