@@ -90,8 +90,8 @@ def demo(arguments: list[str]) -> int:
         raise UserError(f"--seconds must be positive, is {options.seconds}", mend="Give a time.")
     from bimo.demo import demo as run
 
-    _, trainer = run(options.text, _console(), seconds=options.seconds, folder=options.folder)
-    return INTERRUPTED if trainer.stop_requested else 0
+    outcome = run(options.text, _console(), seconds=options.seconds, folder=options.folder)
+    return INTERRUPTED if outcome.trainer.stop_requested else 0
 
 
 def prepare(arguments: list[str]) -> int:
@@ -113,15 +113,14 @@ def train(arguments: list[str]) -> int:
     run = recipes.open_run(settings, resume=resume)
     console = _console()
     text = recipes.open_text(settings.data, run.path)
-    lm, trainer = recipes.train(settings, text, console, resume=resume)
-    if trainer.stop_requested:
-        print(f"\nstopped ({trainer.stop_requested}) and saved at step {trainer.state.step}.")
+    outcome = recipes.train(settings, text, console, resume=resume)
+    stopped = outcome.trainer.stop_requested
+    if stopped:
+        print(f"\nstopped ({stopped}) and saved at step {outcome.trainer.state.step}.")
         print(f"Go on with: bimo train --resume {run.path}")
-        return INTERRUPTED if trainer.stop_requested.startswith("SIG") else 0
-    figures = trainer.evaluate()
-    print(f"done: {figures['bits_per_byte']:.4f} bits per byte on held-out text. The model is in {run.model}")
+        return INTERRUPTED if stopped.startswith("SIG") else 0
+    print(f"done: {outcome.figures['bits_per_byte']:.4f} bits per byte on held-out text. The model is in {run.model}")
     print(f"Try: bimo generate {run.path} 'Once upon a time'")
-    del lm
     return 0
 
 

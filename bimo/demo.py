@@ -21,17 +21,12 @@ from bimo.core.batch import Batch
 from bimo.core.config import DataSettings, ModelSpec, RunSettings, TokenizerSettings, TrainingSettings
 from bimo.core.errors import UserError
 from bimo.data import Corpus, Document, is_validation
-from bimo.data.loader import evaluation_batches
-from bimo.data.packing import PackedRows
 from bimo.data.prepare import Source
-from bimo.data.shards import TokenShards
 from bimo.data.stdlib_text import python_documents
 from bimo.evaluation.floors import NGramModel, xz_bits_per_byte
-from bimo.evaluation.metrics import bits_per_byte
 from bimo.live import Waiting, duration
-from bimo.lm import LM
 from bimo.model.gpt import GPT
-from bimo.recipes import Text, free_name, say, train
+from bimo.recipes import Outcome, Text, free_name, say, train
 from bimo.training import TimeBudget, Trainer
 
 _MOST_TEXT = 16 * 2**20  # bytes; more would not be seen in the time there is
@@ -40,7 +35,7 @@ _XZ_TEXT = 2 * 2**20
 _VALIDATION_SHARE = 0.02
 
 
-def demo(paths: Sequence[str], console: Console, *, seconds: float, folder: str) -> tuple[LM, Trainer]:
+def demo(paths: Sequence[str], console: Console, *, seconds: float, folder: str) -> Outcome:
     """Run the demonstration.
 
     Args:
@@ -52,11 +47,13 @@ def demo(paths: Sequence[str], console: Console, *, seconds: float, folder: str)
     text, documents = _find_text(paths, console)
     settings = _settings(free_name(folder, "demo"), folder, _beginning(documents))
     settings = replace(settings, training=_fitting(settings, seconds, console))
-    lm, trainer = train(settings, text, console, callbacks=[TimeBudget(seconds)])
-    run = Path(settings.folder) / settings.name
-    _report(lm, trainer, documents, run, console)
-    _next_commands(run, console)
-    return lm, trainer
+    outcome = train(settings, text, console, callbacks=[TimeBudget(seconds)])
+    if outcome.trainer.stop_requested:
+        say(console, f"stopped; go on with: bimo train --resume {outcome.run.path}")
+        return outcome
+    _report(outcome, documents, console)
+    _next_commands(outcome.run.path, console)
+    return outcome
 
 
 def _find_text(paths: Sequence[str], console: Console) -> tuple[Text, list[Document]]:
@@ -168,14 +165,10 @@ def _first(documents: list[bytes], limit: int) -> list[bytes]:
     return taken
 
 
-def _report(lm: LM, trainer: Trainer, documents: list[Document], run: Path, console: Console) -> None:
+def _report(outcome: Outcome, documents: list[Document], console: Console) -> None:
     """Held-out figures beside the floors, and a paragraph."""
-    with Waiting(console, "measuring on held-out text", lambda: 0.0):
-        valid = PackedRows(
-            TokenShards(run / "tokens" / "valid", lm.tokenizer.fingerprint), lm.model.spec.context_length
-        )
-        token_bytes = torch.from_numpy(lm.tokenizer.token_bytes())
-        ours = bits_per_byte(lm.model, evaluation_batches(valid, 16), token_bytes)["bits_per_byte"]
+    lm, trainer, ours = outcome.lm, outcome.trainer, outcome.figures["bits_per_byte"]
+    with Waiting(console, "measuring the floors", lambda: 0.0):
         floors = _floors(documents)
     table = Table(title="bits per byte on held-out text, less is better", title_justify="left")
     table.add_column("method")

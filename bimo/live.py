@@ -110,6 +110,9 @@ class LiveView(Callback):
         self._draw(trainer)
         self.live.stop()
 
+    def on_error(self, trainer: Trainer) -> None:
+        self.live.stop()
+
     def _draw(self, trainer: Trainer) -> None:
         if self.result is None:
             return

@@ -20,7 +20,7 @@ from torch import nn
 
 import bimo
 from bimo.core import machine
-from bimo.core.artifacts import RunDirectory, sha256, write_text
+from bimo.core.artifacts import RunDirectory, append_jsonl, sha256, write_text
 from bimo.core.config import DataSettings, RunSettings
 from bimo.core.errors import UserError
 from bimo.data import Corpus, Document, Problem, is_validation
@@ -54,6 +54,23 @@ class Text:
         """Share of the current pass that has been read."""
         total = sum(corpus.total_bytes for corpus in self.corpora)
         return sum(corpus.progress.read_bytes for corpus in self.corpora) / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        lm: The trained model.
+        trainer: Its `stop_requested` says whether the run was interrupted, and by what.
+        run: Where everything lies.
+        figures: Bits per byte and loss on all held-out text; empty when the run was interrupted.
+    """
+
+    lm: LM
+    trainer: Trainer
+    run: RunDirectory
+    figures: dict[str, float]
 
 
 def open_text(settings: DataSettings, folder: Path) -> Text:
@@ -102,12 +119,8 @@ def train(
     *,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
-) -> tuple[LM, Trainer]:
-    """A whole run; what it leaves behind is described in docs/architecture.md.
-
-    Returns:
-        The trained model, and its trainer, whose `stop_requested` says whether the run was interrupted.
-    """
+) -> Outcome:
+    """A whole run; what it leaves behind is described in docs/architecture.md."""
     run = open_run(settings, resume=resume)
     tokenizer, prepared = prepare(settings, text, console)
     lm = new(settings.model, tokenizer, seed=settings.training.seed)
@@ -120,9 +133,15 @@ def train(
     training = settings.training
     loader = Loader(rows, batch_size=training.batch_size, seed=training.seed, weights=settings.data.weights or None)
     trainer.fit(loader)
-    run.log_event("interrupted" if trainer.stop_requested else "finished", step=trainer.state.step)
     _finish(run, lm, trainer, settings, text)
-    return lm, trainer
+    if trainer.stop_requested:
+        run.log_event("stopped", step=trainer.state.step, why=trainer.stop_requested)
+        return Outcome(lm, trainer, run, {})
+    with Waiting(console, "measuring on all held-out text", lambda: 0.0):
+        figures = _figures(lm, prepared, rows=None)
+    append_jsonl(run.metrics, {"step": trainer.state.step, "tokens": trainer.state.tokens, "final": True, **figures})
+    run.log_event("finished", step=trainer.state.step, **figures)
+    return Outcome(lm, trainer, run, figures)
 
 
 def open_run(settings: RunSettings, *, resume: bool) -> RunDirectory:
@@ -206,12 +225,9 @@ def _trainer(
     device = machine.choose_device(training.device)
     precision = machine.choose_precision(device.value, training.precision)
     machine.set_threads(training.threads)
-    valid = PackedRows(prepared.valid, settings.model.context_length)
-    token_bytes = torch.from_numpy(lm.tokenizer.token_bytes())
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, bimo.GPT), "a run trains a GPT"
-        return bits_per_byte(model, evaluation_batches(valid, 16, training.evaluate_rows), token_bytes)
+    def evaluate(_model: nn.Module) -> dict[str, float]:
+        return _figures(lm, prepared, training.evaluate_rows)
 
     def sample(_model: nn.Module) -> str:
         prompt = training.sample_prompt
@@ -236,6 +252,12 @@ def _trainer(
         generate_fn=sample,
         folder=run.checkpoints,
     )
+
+
+def _figures(lm: LM, prepared: Prepared, rows: int | None) -> dict[str, float]:
+    """Bits per byte and loss on some rows of the held-out text, or (None) on all of it."""
+    batches = evaluation_batches(PackedRows(prepared.valid, lm.model.spec.context_length), 16, rows)
+    return bits_per_byte(lm.model.eval(), batches, torch.from_numpy(lm.tokenizer.token_bytes()))
 
 
 def _resume(trainer: Trainer, run: RunDirectory, console: Console) -> None:

@@ -1,7 +1,7 @@
 """Callbacks: everything that hangs on the training loop without being part of it.
 
 A callback sees the trainer, and so the model, the optimizer and the state; it may change them or set
-`trainer.stop_requested`. All four methods may be left out of a subclass.
+`trainer.stop_requested`. A subclass takes the methods it needs.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ class Callback:
 
     def on_end(self, trainer: Trainer) -> None:
         """After the last step, also when the run was interrupted."""
+
+    def on_error(self, trainer: Trainer) -> None:
+        """When an error ends the run, before it is raised on: give back what was taken, a terminal for example."""
 
 
 class MetricsFile(Callback):

@@ -114,11 +114,15 @@ class Trainer:
             data.load_state_dict(self.data_state)
         self.prepare_machine()
         self._tell("on_start")
-        with self._stop_on_signal():
-            batches = _repeat(data)
-            while self.state.step < self.settings.steps and not self.stop_requested:
-                self._tell("on_step", self.step(batches))
-                self._look()
+        try:
+            with self._stop_on_signal():
+                batches = _repeat(data)
+                while self.state.step < self.settings.steps and not self.stop_requested:
+                    self._tell("on_step", self.step(batches))
+                    self._look()
+        except BaseException:  # whatever it is, it is raised on
+            self._tell("on_error")
+            raise
         self._tell("on_end")
         self.model.eval()
         return self
@@ -193,9 +197,10 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Run `evaluate_fn` and tell the callbacks."""
         assert self.evaluate_fn is not None, "evaluate needs an evaluate_fn"
+        was_training = self.model.training
         self.model.eval()
         metrics = self.evaluate_fn(self.model)
-        self.model.train()
+        self.model.train(was_training)
         self._tell("on_evaluation", metrics)
         return metrics
 

@@ -147,6 +147,14 @@ def test_nan_stops_before_the_weights_change(settings: TrainingSettings) -> None
     assert all(torch.equal(a, b) for a, b in zip(before, gpt.parameters(), strict=True)), "weights untouched"
 
 
+def test_callbacks_hear_of_an_error_before_it_is_raised(settings: TrainingSettings) -> None:
+    heard = []
+    listener = type("Listener", (Callback,), {"on_error": lambda self, trainer: heard.append(trainer.state.step)})()
+    with pytest.raises(ZeroDivisionError):
+        Trainer(model(), settings, loss=lambda z, t, w: z.sum() * (1 // 0), callbacks=[listener]).fit(batches(1))
+    assert heard == [0], "so that a live view can give the terminal back"
+
+
 def test_a_batch_without_targets_is_an_error(settings: TrainingSettings) -> None:
     batch = batches(1)[0]
     empty = Batch(ids=batch.ids, targets=batch.targets, weights=torch.zeros_like(batch.weights))
