@@ -91,10 +91,10 @@ def _validation_share(documents: list[Document]) -> float:
 
 
 def _beginning(documents: list[Document]) -> str:
-    """How a held-out document begins: what the model is asked to continue, always the same."""
+    """A few words of a held-out document, below its title: what the model is asked to continue, always the same."""
     share = _validation_share(documents)
     text = next((d.text for d in documents if is_validation(d, share) and len(d.text) > 200), documents[0].text)
-    words = " ".join(text.split())[:24]
+    words = " ".join((text.partition("\n")[2].strip() or text).split())[:24]
     return words.rpartition(" ")[0] or words
 
 

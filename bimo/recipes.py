@@ -34,6 +34,7 @@ from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Checkpoints, MetricsFile, Trainer
 
 _SHOWN_PROBLEMS = 10
+_SHOWN_SAMPLE = 20  # characters below which another sample is drawn
 
 
 @dataclass
@@ -230,8 +231,12 @@ def _trainer(
         return _figures(lm, prepared, training.evaluate_rows)
 
     def sample(_model: nn.Module) -> str:
-        prompt = training.sample_prompt
-        return prompt + lm.generate(prompt, max_tokens=64, temperature=0.7, top_p=0.95, seed=1)
+        prompt, text = training.sample_prompt, ""
+        for seed in (1, 2, 3):  # an early model often ends at once; the same seeds make samples comparable
+            text = lm.generate(prompt, max_tokens=64, temperature=0.7, top_p=0.95, seed=seed)
+            if len(text) >= _SHOWN_SAMPLE:
+                break
+        return prompt + text
 
     peak = machine.measure_speed(device.value, precision.value, seconds=1.0).flops
     model = lm.model
