@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 # Threads that wait sleep soon instead of spinning: tests keep their pace when something else wants the cores.
-export GOMP_SPINCOUNT ?= 1000
+export GOMP_SPINCOUNT ?= 20000
 VENV := .venv
 BIN := $(VENV)/bin
 

@@ -129,6 +129,8 @@ CONTENDERS = {
 
 def measure(name: str, steps: int, threads: int) -> None:
     """Child process: time the steps of one contender and print seconds and peak memory as JSON."""
+    if name.startswith("bimo"):
+        import bimo  # noqa: F401 - first, as `bimo train` does: it settles how threads wait
     import torch
 
     torch.set_num_threads(threads)
