@@ -10,8 +10,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # Threads that wait for each other shall soon sleep instead of spinning. GNU's OpenMP spins 300,000 times; when another
-# program wants a core, the thread that is waited for does not get it, and a training step took 30 times as long as alone
-# (now 4 times; alone it is 1 to 5 % slower). The library reads this when torch loads it; a value that is set stays.
+# program wants a core, the thread that is waited for does not get it, and a training step took 30 times its time (now
+# 4 times; alone it takes 1 to 5 % more). The library reads this when torch loads it; a value that is already set stays.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 if TYPE_CHECKING:
