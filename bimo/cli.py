@@ -196,6 +196,7 @@ def _settings(verb: str, command: Callable[..., int], arguments: list[str]) -> t
     parser.add_argument("--resume", type=str, default="", help="A run to go on with, for example runs/mine.")
     add_settings(parser, RunSettings)
     if arguments and arguments[0].endswith((".yaml", ".yml")):
+        _check_readable(Path(arguments[0]))
         arguments = ["--config", *arguments]
     if "--resume" in arguments[:-1]:
         run = Path(arguments[arguments.index("--resume") + 1])
@@ -205,6 +206,13 @@ def _settings(verb: str, command: Callable[..., int], arguments: list[str]) -> t
         arguments = ["--config", str(run / "run.yaml"), *arguments, *own]
     options = parser.parse_args(arguments)
     return RunSettings.from_dict(settings_values(options, RunSettings)), bool(options.resume)
+
+
+def _check_readable(recipe: Path) -> None:
+    try:
+        recipe.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read as text ({error})", where=str(recipe), mend="Name a YAML file.") from error
 
 
 def _generation(

@@ -113,11 +113,14 @@ class LM:
         longest = self.model.spec.context_length + 1
         begin, end = self.tokenizer.begin_id, self.tokenizer.end_id
         texts = [inputs] if isinstance(inputs, str) else inputs
+        if not hasattr(texts, "__iter__"):
+            raise UserError(f"inputs must be text, texts or ids, are {type(inputs).__name__}", mend="Give a list.")
+        texts = texts if hasattr(texts, "__len__") else list(texts)
         if targets is not None and (isinstance(targets, str) or len(targets) != len(texts)):
             raise UserError(f"there are {len(texts)} inputs but the targets do not match them one to one")
         for number, text in enumerate(texts):
             if not isinstance(text, str):
-                ids = [int(i) for i in text]
+                ids = self._checked_ids(text, number)
             elif targets is None:
                 ids = [begin, *self.tokenizer.encode(text), end]
             else:
@@ -133,6 +136,19 @@ class LM:
             for start in range(0, len(ids) - 1, longest - 1):
                 yield ids[start : start + longest], 1
 
+    def _checked_ids(self, ids: Any, number: int) -> list[int]:
+        """Ids that are not text, as a list; they must lie in the vocabulary."""
+        size = self.model.spec.vocab_size
+        try:
+            numbers = [int(i) for i in ids]
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"input {number} is {type(ids).__name__}, neither text nor ids", mend="Give text, or whole numbers."
+            ) from error
+        if not all(0 <= i < size for i in numbers):
+            raise UserError(f"input {number} has ids outside 0 … {size - 1}", mend="Use this model's tokenizer.")
+        return numbers
+
 
 def load(path: str | Path) -> LM:
     """Open a run (`runs/NAME`) or a model folder.
@@ -140,6 +156,8 @@ def load(path: str | Path) -> LM:
     Raises:
         UserError: There is nothing that can be opened; it says what was looked for.
     """
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"a path must be text, is {type(path).__name__}", mend="For example bimo.load('runs/demo').")
     path = Path(path)
     if path.suffix == ".gguf":
         raise UserError("GGUF files cannot be opened yet", where=str(path), mend="Give a run or a model folder.")

@@ -19,7 +19,7 @@ def run(folder: Path, name: str, *arguments: str) -> str:
 
 def test_ten_lines_train_write_save_and_load(tmp_path: Path, text_file: Path) -> None:
     output = run(tmp_path, "ten_lines.py", str(text_file))
-    assert len(output) > 20, "two texts are printed"
+    assert output.count("\n") >= 2, "two texts are printed"
     assert (tmp_path / "runs" / "ten_lines" / "model.safetensors").exists(), "the model is saved"
 
 

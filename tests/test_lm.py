@@ -49,6 +49,19 @@ def test_fitting_pairs_teaches_the_answer(spec: ModelSpec, tokenizer: Tokenizer,
     assert [lm.generate(q, temperature=0) for q in questions[:3]] == answers[:3], "it must learn three answers by heart"
 
 
+@pytest.mark.parametrize("inputs", [None, 5, ["a", None], [[1, 2, 10**6]], [], [""][:0]])
+def test_what_is_neither_text_nor_ids_is_refused(lm: LM, inputs: object) -> None:
+    with pytest.raises(UserError):
+        lm.fit(inputs)
+
+
+def test_saving_over_a_file_of_the_users_is_refused(lm: LM, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="would be lost"):
+        lm.save(tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine", "untouched"
+
+
 def test_arrays_of_ids_are_taken_as_they_are(lm: LM) -> None:
     ids = torch.randint(100, (5, 20))
     batches = lm.batches(ids, None, batch_size=5, seed=0)

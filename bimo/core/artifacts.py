@@ -7,15 +7,17 @@ all of it. `verify` says what has changed since.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bimo.core.errors import UserError
 
@@ -34,6 +36,7 @@ def write_folder(path: Path, *, parents: dict[str, str] | None = None) -> Iterat
         UserError: The disk is full or must not be written to; nothing has changed then.
     """
     with _for_people(path):
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.parent / f".{path.name}.{os.getpid()}.part"
         shutil.rmtree(aside, ignore_errors=True)
@@ -50,15 +53,19 @@ def verify(folder: Path) -> list[str]:
     """What is wrong with a sealed folder: files that are missing or changed. Empty when it is as it was written."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        sealed = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # one flipped bit can make it any JSON
         return [f"{MANIFEST} is missing or damaged"]
     problems = []
-    for name, expected in files.items():
+    for name, (size, digest) in sealed.items():
         path = folder / name
-        if not path.is_file():
+        try:
+            if path.stat().st_size != size or sha256(path) != digest:
+                problems.append(f"{name} has changed since it was written")
+        except FileNotFoundError:
             problems.append(f"{name} is missing")
-        elif path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-            problems.append(f"{name} has changed since it was written")
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({error.strerror or error})")
     return problems
 
 
@@ -67,22 +74,27 @@ def write_text(path: Path, text: str) -> None:
     with _for_people(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        aside.write_text(text, encoding="utf-8")
-        _sync(aside)
-        os.replace(aside, path)
+        try:
+            aside.write_text(text, encoding="utf-8")
+            _sync(aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Add one line to a log."""
-    with _for_people(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    """Add one line to a log, after cutting away a last line that a crash has left unfinished."""
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    with _for_people(path), path.open("ab+") as file:
+        _cut_torn_line(file)
+        file.write(line.encode())  # in one write: appending processes do not mix their lines
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All records of a log; a last line that a crash cut off is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")  # bytes: a crash can also cut a character
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -144,8 +156,32 @@ class RunDirectory:
         return None, skipped
 
 
+def _check_replaceable(path: Path) -> None:
+    """Only what was written here before, or nothing, may be replaced: never a file or a folder of the user's."""
+    if not path.exists() or (path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir()))):
+        return
+    what = "this folder holds other things" if path.is_dir() else "this is a file, not a folder"
+    raise UserError(f"{what}, which would be lost", where=str(path), mend="Choose a new name.")
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    """Drop what follows the last line break, or end it if it is whole: a record glued to half a line would be lost."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    if file.read(1) in (b"", b"\n"):
+        return
+    file.seek(0)
+    head, line_break, tail = file.read().rpartition(b"\n")
+    try:
+        json.loads(tail)
+    except ValueError:
+        file.truncate(len(head) + len(line_break))
+    else:
+        file.write(b"\n")
+
+
 def _seal(folder: Path, parents: dict[str, str]) -> None:
-    """Sync every file and write the manifest."""
+    """Sync every file, write the manifest, and sync the lists of names."""
     files = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         _sync(file)
@@ -153,16 +189,36 @@ def _seal(folder: Path, parents: dict[str, str]) -> None:
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"files": files, "parents": parents}, indent=1), encoding="utf-8")
     _sync(manifest)
+    for directory in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+        _sync(directory)
 
 
 def _swap(aside: Path, path: Path) -> None:
-    """Put the new folder in its place; an old one is moved away first and removed last."""
-    old = path.parent / f".{path.name}.{os.getpid()}.old"
-    if path.exists():
+    """Put the new folder in its place. The old one, where it was there, is at `aside` then or gone."""
+    if not path.exists():
+        os.replace(aside, path)
+    elif not _exchange(aside, path):
+        old = path.parent / f".{path.name}.{os.getpid()}.old"
         os.replace(path, old)
-    os.replace(aside, path)
+        try:
+            os.replace(aside, path)
+        except OSError:
+            os.replace(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, so that a kill leaves no moment without either; False: cannot.
+
+    Linux has this since 3.15, not on every file system. Elsewhere two renames do, with a moment between them.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    at_working_folder, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE in fcntl.h and linux/fs.h
+    if rename is None:
+        return False
+    return rename(at_working_folder, os.fsencode(one), at_working_folder, os.fsencode(other), exchange) == 0
 
 
 def _sync(path: Path) -> None:

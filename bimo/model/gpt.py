@@ -105,6 +105,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """The last hidden states, normalised: `forward` without the head. (B, T, C)."""
+        assert ids.dim() == 2, f"ids must be (B, T), have shape {tuple(ids.shape)}"
         start = cache.length if cache is not None else 0
         end = start + ids.shape[1]
         limit = self.spec.context_length

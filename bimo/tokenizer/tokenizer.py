@@ -68,6 +68,8 @@ class Tokenizer:
         """
         if isinstance(texts, str):
             texts = [texts]
+        if not isinstance(texts, Iterable):
+            raise UserError(f"texts must be a list of strings, are {type(texts).__name__}", mend="Give a list.")
         smallest = 256 + len(CONTROL_TOKENS)
         if vocab_size < smallest:
             raise UserError(f"vocab_size must be at least {smallest}, is {vocab_size}", mend="Ask for more ids.")

@@ -177,7 +177,14 @@ class Trainer:
             hidden = self.model.hidden(batch.ids, positions=batch.positions, documents=batch.documents)  # (B, T, C)
             if self.loss is None:
                 return chunked_cross_entropy(hidden, self.model.lm_head.weight, batch.targets, batch.weights)
-            return self.loss(self.model.lm_head(hidden), batch.targets, batch.weights) * batch.weights.sum()
+            mean = self.loss(self.model.lm_head(hidden), batch.targets, batch.weights)
+            if mean.dim() != 0 or not mean.requires_grad:
+                raise UserError(
+                    f"the loss must be one number that depends on the logits; it has shape {tuple(mean.shape)} and "
+                    f"{'a' if mean.requires_grad else 'no'} gradient",
+                    mend="Return the mean over trained tokens, computed from the logits.",
+                )
+            return mean * batch.weights.sum()
 
     def save_checkpoint(self) -> Path | None:
         """Write `checkpoints/step-N` and drop the oldest beyond `keep_checkpoints`."""
@@ -264,6 +271,10 @@ def _repeat(data: Iterable[Batch]) -> Iterator[Batch]:
     while True:
         empty = True
         for batch in data:
+            if not isinstance(batch, Batch):
+                raise UserError(
+                    f"the data gives {type(batch).__name__} and not Batch", mend="Text needs a tokenizer: use LM.fit."
+                )
             empty = False
             yield batch
         if empty:

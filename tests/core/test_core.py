@@ -93,6 +93,16 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     assert json.loads((target / "manifest.json").read_text())["parents"] == {"data": "abc"}, "lineage"
 
 
+def test_what_is_the_users_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "photo").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(UserError, match="would be lost"), write_folder(tmp_path / name) as folder:
+            (folder / "a").write_text("1")
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "photo").read_text() == "mine", "untouched"
+
+
 @pytest.mark.parametrize(
     ("damage", "finding"),
     [
@@ -122,9 +132,9 @@ def test_a_torn_last_line_of_a_log_is_left_out_and_a_broken_middle_is_not(tmp_pa
     with log.open("a") as file:
         file.write('{"a": ')
     assert read_jsonl(log) == [{"a": 1}], "a crash cuts the last line"
-    with log.open("a") as file:
-        file.write("\n")
     append_jsonl(log, {"a": 2})
+    assert read_jsonl(log) == [{"a": 1}, {"a": 2}], "and the next line is not glued to it"
+    log.write_text('{"a": 1}\n{"a": \n{"a": 2}\n')
     with pytest.raises(UserError, match="line 2"):
         read_jsonl(log)
 

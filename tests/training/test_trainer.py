@@ -14,6 +14,7 @@ from torch import Tensor
 from bimo import GPT, LM, ModelSpec, Trainer, TrainingSettings, UserError
 from bimo.core.batch import Batch
 from bimo.training import Callback, Checkpoints, EarlyStopping, StepResult, TimeBudget, cross_entropy
+from bimo.training.losses import Loss
 from bimo.training.schedules import learning_rate
 
 SPEC = ModelSpec(vocab_size=97, context_length=16, n_layers=2, d_model=32, n_heads=2, dropout=0.1)
@@ -145,6 +146,17 @@ def test_nan_stops_before_the_weights_change(settings: TrainingSettings) -> None
     with pytest.raises(UserError, match="step 1"):
         trainer.fit(batches(1))
     assert all(torch.equal(a, b) for a, b in zip(before, gpt.parameters(), strict=True)), "weights untouched"
+
+
+@pytest.mark.parametrize("loss", [lambda z, t, w: z, lambda z, t, w: torch.tensor(1.0)])
+def test_a_loss_that_cannot_train_is_refused(settings: TrainingSettings, loss: Loss) -> None:
+    with pytest.raises(UserError, match="the loss must be one number that depends on the logits"):
+        Trainer(model(), settings, loss=loss).fit(batches(1))
+
+
+def test_text_without_a_tokenizer_is_refused(settings: TrainingSettings) -> None:
+    with pytest.raises(UserError, match="gives str and not Batch"):
+        Trainer(model(), settings).fit(["text"])
 
 
 def test_callbacks_hear_of_an_error_before_it_is_raised(settings: TrainingSettings) -> None:
