@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bimo.core.registry import REGISTRIES
 from bimo.core.settings import Settings
+from bimo.core.spec import ModelSpec, RopeScaling
+
+__all__ = ["DataSettings", "ModelSpec", "RopeScaling", "RunSettings", "TokenizerSettings", "TrainingSettings"]
 
 
 def _positive(settings: object, *names: str) -> list[str]:
@@ -19,75 +23,6 @@ def _positive(settings: object, *names: str) -> list[str]:
 def _share(settings: object, *names: str) -> list[str]:
     values = {n: getattr(settings, n) for n in names}
     return [f"{n} must lie in 0 … 1, is {value}" for n, value in values.items() if not 0 <= value <= 1]
-
-
-@dataclass(frozen=True)
-class ModelSpec(Settings):
-    """The shape of a GPT. The defaults are a small Qwen3: grouped queries, rotary, RMSNorm, SwiGLU, QK-norm, tied."""
-
-    vocab_size: int = 4096
-    """Number of token ids (V). A recipe takes it from the tokenizer."""
-    context_length: int = 256
-    """The longest text, in tokens, that the model sees at once."""
-    n_layers: int = 6
-    """Number of blocks."""
-    d_model: int = 384
-    """Width of the residual stream (C)."""
-    n_heads: int = 6
-    """Query heads (H)."""
-    n_kv_heads: int = 0
-    """Key/value heads (K); n_heads must be a multiple. 0 means n_heads."""
-    head_dim: int = 0
-    """Size of one head (D). 0 means d_model / n_heads."""
-    d_ff: int = 0
-    """Width inside the feed-forward part. 0 means 4 x d_model for GELU and 8/3 x d_model for SwiGLU (equal parameters),
-    rounded up to a multiple of 64."""
-    positions: Literal["rotary", "learned"] = "rotary"
-    """How a token knows its place: rotary embedding (RoFormer) or a learned vector per position (GPT-2)."""
-    rope_theta: float = 10000.0
-    """Base of the rotary frequencies."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Normalisation before each part of a block."""
-    norm_eps: float = 1e-6
-    """Added to the variance inside the normalisation."""
-    feedforward: Literal["swiglu", "gelu"] = "swiglu"
-    """Gated (SwiGLU, Shazeer 2020) or plain (tanh GELU, GPT-2) feed-forward part."""
-    qk_norm: bool = True
-    """Normalise queries and keys per head (Henry et al. 2020): keeps attention logits bounded."""
-    biases: Literal["none", "qkv", "all"] = "none"
-    """Biases in linear layers: none (Llama, Qwen3), only query/key/value (Qwen2) or everywhere (GPT-2)."""
-    tied_embeddings: bool = True
-    """Share one matrix between the input embedding and the output head."""
-    dropout: float = 0.0
-    """Share of activations that training zeroes after embedding, attention and feed-forward."""
-    initializer_range: float = 0.02
-    """Standard deviation of the initial weights; outputs of a block are scaled down by sqrt(2 n_layers)."""
-
-    def __post_init__(self) -> None:
-        sizes = (self.n_heads, self.d_model, self.n_kv_heads, self.head_dim, self.d_ff)
-        if all(isinstance(size, int) for size in sizes) and self.n_heads >= 1:
-            set_derived = object.__setattr__  # frozen: derived sizes are settled once, here
-            set_derived(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
-            set_derived(self, "head_dim", self.head_dim or self.d_model // self.n_heads)
-            set_derived(self, "d_ff", self.d_ff or self._default_d_ff())
-        super().__post_init__()
-
-    def _default_d_ff(self) -> int:
-        width = 4 * self.d_model if self.feedforward == "gelu" else 8 * self.d_model / 3
-        return max(64, -int(-width // 64) * 64)
-
-    def problems(self) -> list[str]:
-        sizes = ("vocab_size", "context_length", "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff")
-        found = _positive(self, *sizes) + _share(self, "dropout")
-        if found:
-            return found
-        if self.n_heads % self.n_kv_heads:
-            found.append(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
-        if self.positions == "rotary" and self.head_dim % 2:
-            found.append(f"head_dim must be even for rotary positions, is {self.head_dim}")
-        if self.norm_eps <= 0 or self.rope_theta <= 0:
-            found.append("norm_eps and rope_theta must be positive")
-        return found
 
 
 @dataclass(frozen=True)
@@ -149,6 +84,8 @@ class TrainingSettings(Settings):
     """Rows of context_length tokens per update."""
     micro_batch_size: int = 0
     """Rows per forward pass; the gradients of one update are accumulated exactly. 0: chosen for the device."""
+    loss: str = "cross_entropy"
+    """What is minimised: cross_entropy, or a loss that you registered."""
     learning_rate: float = 1e-3
     """Peak rate."""
     min_learning_rate: float = 1e-4
@@ -193,6 +130,7 @@ class TrainingSettings(Settings):
     def problems(self) -> list[str]:
         found = _positive(self, "steps", "batch_size", "evaluate_rows", "keep_checkpoints", "log_every")
         found += _share(self, "decay_share", "beta1", "beta2")
+        found += filter(None, [REGISTRIES["loss"].problem(self.loss)])
         whole = ("micro_batch_size", "warmup_steps", "evaluate_every", "checkpoint_every", "sample_every", "threads")
         found += [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
         if self.learning_rate <= 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
@@ -210,6 +148,8 @@ class RunSettings(Settings):
     """Name of the run; its folder is FOLDER/NAME."""
     folder: str = "runs"
     """Where runs are kept."""
+    modules: list[str] = field(default_factory=list)
+    """Python files or modules of yours to import first: they register attention, losses and other parts."""
     data: DataSettings = field(default_factory=DataSettings)
     """Which text, and how it is cut into documents and splits."""
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)

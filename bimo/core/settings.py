@@ -29,8 +29,8 @@ class Settings:
             raise UserError("; ".join(found), where=type(self).__name__, mend="Change these settings.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, nested settings as dictionaries."""
-        return asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+        """Plain values, nested settings as dictionaries, tuples as lists."""
+        return _plain(asdict(self))  # type: ignore[call-overload]  # every subclass is a dataclass
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -45,6 +45,8 @@ class Settings:
                 )
             hint = hints[key]
             nested = isinstance(hint, type) and issubclass(hint, Settings) and isinstance(value, dict)
+            if get_origin(hint) is tuple and isinstance(value, list):  # YAML and JSON have lists only
+                value = tuple(value)
             arguments[key] = hint.from_dict(value) if nested else value
         return cls(**arguments)
 
@@ -83,3 +85,10 @@ def _fits(value: object, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def _plain(value: Any) -> Any:
+    """The value with lists in place of tuples, which YAML and JSON do not have."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

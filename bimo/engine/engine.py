@@ -112,7 +112,7 @@ class Engine:
         for end in range(len(prompt), capacity):
             with torch.inference_mode():
                 hidden = model.hidden(text[None, start:end].to(weight.device), cache=cache)  # (1, T, C)
-                logits = model.lm_head(hidden[0, -1]).float().cpu()  # (V,)
+                logits = model.logits(hidden[0, -1]).float().cpu()  # (V,)
                 logits[forbidden] = float("-inf")
                 token = next_token(logits, text[:end], params, generator)
             yield token

@@ -51,6 +51,6 @@ def nll(model: GPT, hidden: Tensor, targets: Tensor, weights: Tensor) -> float:
     total = 0.0
     for start in range(0, len(targets), rows):
         part = slice(start, start + rows)
-        losses = F.cross_entropy(model.lm_head(hidden[part]).float(), targets[part], reduction="none")
+        losses = F.cross_entropy(model.logits(hidden[part]).float(), targets[part], reduction="none")
         total += float(losses[counted[part]].sum())
     return total

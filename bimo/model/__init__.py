@@ -1,6 +1,6 @@
 """The GPT as tensors only: it knows no text, no files and no training."""
 
-from bimo.core.config import ModelSpec
+from bimo.core.spec import ModelSpec
 from bimo.model.backends import AttnContext
 from bimo.model.cache import KVCache
 from bimo.model.gpt import GPT

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bimo.core.config import ModelSpec
+from bimo.core.spec import ModelSpec
 from bimo.model.backends import Attend, AttnContext
 from bimo.model.cache import KVCache
 from bimo.model.layers import make_norm, rotate
@@ -21,18 +21,19 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim, self.attend = layer, spec.head_dim, attend
         width, kv_width = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-        bias = spec.biases != "none"
+        bias = spec.has_bias("qkv")
         self.q_proj = nn.Linear(spec.d_model, width, bias=bias)
         self.k_proj = nn.Linear(spec.d_model, kv_width, bias=bias)
         self.v_proj = nn.Linear(spec.d_model, kv_width, bias=bias)
-        self.o_proj = nn.Linear(width, spec.d_model, bias=spec.biases == "all")
-        self.q_norm = make_norm(spec, spec.head_dim) if spec.qk_norm else nn.Identity()
-        self.k_norm = make_norm(spec, spec.head_dim) if spec.qk_norm else nn.Identity()
+        self.o_proj = nn.Linear(width, spec.d_model, bias=spec.has_bias("o"))
+        self.norm_across_heads = spec.qk_norm and spec.qk_norm_across_heads
+        q_width, k_width = (width, kv_width) if self.norm_across_heads else (spec.head_dim, spec.head_dim)
+        self.q_norm = make_norm(spec, q_width) if spec.qk_norm else nn.Identity()
+        self.k_norm = make_norm(spec, k_width) if spec.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, ctx: AttnContext) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))  # (B, T, H, D)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))  # (B, T, K, D)
+        q, k = self._queries_and_keys(x)  # (B, T, H, D), (B, T, K, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, D)
         if ctx.cos is not None and ctx.sin is not None:
             q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
@@ -41,3 +42,11 @@ class Attention(nn.Module):
             k, v = ctx.cache.append(self.layer, k, v)  # (B, K, S, D)
         y = self.attend(q, k, v, ctx)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected and normalised, (B, T, H, D) and (B, T, K, D)."""
+        q, k = self.q_proj(x), self.k_proj(x)
+        if self.norm_across_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.unflatten(-1, (-1, self.head_dim)), k.unflatten(-1, (-1, self.head_dim))
+        return (q, k) if self.norm_across_heads else (self.q_norm(q), self.k_norm(k))

@@ -17,13 +17,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class AttnContext:
-    """All that attention needs beside its input; built once per forward pass, the same for every layer.
+    """All that attention needs beside its input; built once per forward pass for each kind of layer.
 
     Attributes:
-        cos: Cosines of the rotary angles, (B or 1, T, 1, D/2); None without rotary positions. `sin` likewise.
+        cos: Cosines of the rotary angles, (B or 1, T, 1, pairs); None without rotary positions. `sin` likewise.
         mask: Which key each query may see, bool, (B or 1, 1, T, S). None: see `causal`.
         causal: Without a mask, whether query t sees keys 0 … t only, or (a single new token) all of them.
         cache: Keys and values of earlier tokens, appended to by every layer; None while training.
+        scale: Multiplies the scores; None: 1 / √D.
+        softcap: Bounds the scores by c tanh(score / c) before the mask; 0: no bound.
     """
 
     cos: Tensor | None = None
@@ -31,6 +33,8 @@ class AttnContext:
     mask: Tensor | None = None
     causal: bool = True
     cache: object | None = None
+    scale: float | None = None
+    softcap: float = 0.0
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttnContext], Tensor]
@@ -40,7 +44,10 @@ def attend_math(q: Tensor, k: Tensor, v: Tensor, ctx: AttnContext) -> Tensor:
     """The formula, with every score in memory: slow and obvious. Shapes as in `attend_sdpa`."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (B, H, S, D)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    scale = 1 / math.sqrt(q.shape[-1]) if ctx.scale is None else ctx.scale
+    scores = q @ k.transpose(-2, -1) * scale  # (B, H, T, S)
+    if ctx.softcap:
+        scores = ctx.softcap * torch.tanh(scores / ctx.softcap)
     mask = ctx.mask
     if mask is None and ctx.causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -60,8 +67,11 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: AttnContext) -> Tensor:
     Returns:
         (B, H, T, D).
     """
+    if ctx.softcap:  # no fused kernel of torch has one
+        return attend_math(q, k, v, ctx)
+    causal, grouped = ctx.mask is None and ctx.causal, q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=ctx.mask, is_causal=ctx.mask is None and ctx.causal, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=ctx.mask, is_causal=causal, enable_gqa=grouped, scale=ctx.scale
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bimo.core.config import ModelSpec
+from bimo.core.spec import ModelSpec
 
 
 class KVCache:

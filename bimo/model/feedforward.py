@@ -1,7 +1,7 @@
 """The feed-forward part of a block: each position thinks on its own.
 
-`SwiGLU` (Shazeer 2020) gates one projection with the other; its product can be recomputed in the backward pass, which
-saves the two largest activations of the block.
+Gated parts (Shazeer 2020) multiply one projection with an activation of another; plain parts have one projection.
+SwiGLU's product can be recomputed in the backward pass, which saves the two largest activations of the block.
 """
 
 from __future__ import annotations
@@ -12,22 +12,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bimo.core.config import ModelSpec
+from bimo.core.spec import ModelSpec
 from bimo.model.recompute import cheap
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)): (B, T, C) in and out."""
+class Gated(nn.Module):
+    """down(activation(gate(x)) * up(x)): (B, T, C) in and out."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        bias = spec.biases == "all"
+        bias = spec.has_bias("feedforward")
         self.gate_proj = nn.Linear(spec.d_model, spec.d_ff, bias=bias)
         self.up_proj = nn.Linear(spec.d_model, spec.d_ff, bias=bias)
         self.down_proj = nn.Linear(spec.d_ff, spec.d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(self.gate(self.gate_proj(x), self.up_proj(x)))
+
+    @staticmethod
+    def gate(gate: Tensor, up: Tensor) -> Tensor:
+        """The activated gate times `up`; any shape."""
+        raise NotImplementedError
+
+
+class SwiGLU(Gated):
+    """Gated by SiLU: Llama, Qwen, Mistral."""
+
+    @staticmethod
+    def gate(gate: Tensor, up: Tensor) -> Tensor:
+        return gated(gate, up)
+
+
+class GEGLU(Gated):
+    """Gated by the tanh form of GELU: Gemma."""
+
+    @staticmethod
+    def gate(gate: Tensor, up: Tensor) -> Tensor:
+        return F.gelu(gate, approximate="tanh") * up
+
+
+class GEGLUErf(Gated):
+    """Gated by the exact GELU."""
+
+    @staticmethod
+    def gate(gate: Tensor, up: Tensor) -> Tensor:
+        return F.gelu(gate) * up
+
+
+class ReGLU(Gated):
+    """Gated by ReLU."""
+
+    @staticmethod
+    def gate(gate: Tensor, up: Tensor) -> Tensor:
+        return F.relu(gate) * up
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
@@ -49,17 +86,43 @@ class _Gate(torch.autograd.Function):
         return grad_gate, F.silu(gate).mul_(grads[0])
 
 
-class GELU(nn.Module):
-    """fc_out(gelu(fc_in(x))), GPT-2's part: (B, T, C) in and out."""
+class Plain(nn.Module):
+    """down(activation(up(x))): (B, T, C) in and out."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        bias = spec.biases == "all"
+        bias = spec.has_bias("feedforward")
         self.up_proj = nn.Linear(spec.d_model, spec.d_ff, bias=bias)
         self.down_proj = nn.Linear(spec.d_ff, spec.d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+        return self.down_proj(self.activate(self.up_proj(x)))
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        """The activation; any shape."""
+        raise NotImplementedError
 
 
-FEEDFORWARDS: dict[str, type[SwiGLU] | type[GELU]] = {"swiglu": SwiGLU, "gelu": GELU}
+class GELU(Plain):
+    """The tanh form of GELU: GPT-2."""
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+class GELUErf(Plain):
+    """The exact GELU: GPT-NeoX."""
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+
+class ReLU(Plain):
+    """ReLU: the first transformer."""
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        return F.relu(x)

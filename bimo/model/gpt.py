@@ -1,39 +1,65 @@
 """The GPT, whole: embeddings → blocks of attention and feed-forward → norm → head.
 
-Notable choices, all in `ModelSpec`: the default is a small Qwen3 (grouped queries, rotary positions, RMSNorm before
-each part, SwiGLU, QK-norm, tied embeddings, no biases); with learned positions, LayerNorm, GELU and biases it is GPT-2.
-The names of the weights are those of a Hugging Face checkpoint. No training, files or devices in here.
+Every family is this one class, by choices in `ModelSpec`: the default is a small Qwen3 (grouped queries, rotary
+positions, RMSNorm before each part, SwiGLU, QK-norm, tied embeddings, no biases); `interop/families.py` says which
+choices make GPT-2, Llama, Gemma and the others. The modules are looked up by name, so people can bring their own. The
+names of the weights are those of a Hugging Face checkpoint. No training, files or devices in here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from bimo.core.config import ModelSpec
-from bimo.model.attention import Attention
+from bimo.core.registry import REGISTRIES
+from bimo.core.spec import ModelSpec
 from bimo.model.backends import BACKENDS, Attend, AttnContext
 from bimo.model.cache import KVCache
-from bimo.model.feedforward import FEEDFORWARDS
-from bimo.model.layers import make_norm, rotary_table
+from bimo.model.experts import Experts, MixtureOfExperts
+from bimo.model.layers import make_norm
+from bimo.model.positions import Learned
+
+_NORMS = {  # before attention, after it, before the feed-forward part, after it: named as in Hugging Face checkpoints
+    "pre": ("input_layernorm", "", "post_attention_layernorm", ""),
+    "post": ("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
+    "sandwich": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, C) in and out."""
+    """x + attention(norm(x)), then x + feedforward(norm(x)), with the norms where the spec places them."""
 
     def __init__(self, spec: ModelSpec, layer: int, attend: Attend) -> None:
         super().__init__()
-        self.input_layernorm = make_norm(spec, spec.d_model)
-        self.self_attn = Attention(spec, layer, attend)
-        self.post_attention_layernorm = make_norm(spec, spec.d_model)
-        self.mlp = FEEDFORWARDS[spec.feedforward](spec)
+        self.kind = (spec.windowed(layer), spec.rotated(layer))
+        self.parallel = spec.parallel_blocks
+        self.norm_names = _NORMS[spec.norm_placement]
+        for name in filter(None, self.norm_names):
+            self.add_module(name, make_norm(spec, spec.d_model))
+        self.self_attn = REGISTRIES["attention"].get(spec.attention)(spec, layer, attend)
+        feedforward = REGISTRIES["feedforward"].get(spec.feedforward)
+        self.mlp = MixtureOfExperts(spec) if spec.sparse(layer) else feedforward(spec)
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, x: Tensor, ctx: AttnContext) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), ctx))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        """(B, T, C) in and out."""
+        y = self._norm(1, self.self_attn(self._norm(0, x), ctx))
+        attended = x + self.dropout(y)
+        y = self._norm(3, self.mlp(self._norm(2, x if self.parallel else attended)))
+        return attended + self.dropout(y)
+
+    def _norm(self, place: int, x: Tensor) -> Tensor:
+        name = self.norm_names[place]
+        return getattr(self, name)(x) if name else x
 
 
 class GPT(nn.Module):
@@ -44,36 +70,39 @@ class GPT(nn.Module):
         backend: How attention is computed: "sdpa" (fused) or "math" (the oracle).
     """
 
-    rotary: Tensor
-
     def __init__(self, spec: ModelSpec, backend: str = "sdpa") -> None:
         super().__init__()
         self.spec = spec
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model)
-        learned = spec.positions == "learned"
-        self.embed_positions = nn.Embedding(spec.context_length, spec.d_model) if learned else None
+        self.embed_positions = REGISTRIES["positions"].get(spec.positions)(spec)
         self.dropout = nn.Dropout(spec.dropout)
         self.layers = nn.ModuleList(Block(spec, layer, BACKENDS[backend]) for layer in range(spec.n_layers))
         self.norm = make_norm(spec, spec.d_model)
         self.lm_head = nn.Linear(spec.d_model, spec.vocab_size, bias=False)
         if spec.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        if not learned:
-            self.register_buffer("rotary", rotary_table(spec), persistent=False)  # (2, context_length, D/2)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw initial weights (GPT-2's scheme): the logits start near zero, so the first loss is near ln V."""
+        """Draw initial weights (GPT-2's scheme): the logits start near zero, so the first loss is near ln V.
+
+        Parameters that a module of the user holds directly keep the values which that module gave them.
+        """
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 1:
-                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
-                continue
-            std = self.spec.initializer_range
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                std /= math.sqrt(2 * self.spec.n_layers)  # 2 n_layers outputs add up in the residual stream
-            if name.startswith(("embed_tokens", "lm_head")):
-                std = min(std, 0.5 / math.sqrt(self.spec.d_model))  # logits of a wide model would start too far apart
-            nn.init.normal_(parameter, std=std, generator=generator)
+            owner = self.get_submodule(name.rpartition(".")[0])
+            if (parameter.dim() == 1 and isinstance(owner, (nn.Linear, nn.LayerNorm))) or hasattr(owner, "offset"):
+                one = 1.0 - getattr(owner, "offset", 0.0)
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else one)
+            elif isinstance(owner, (nn.Linear, nn.Embedding, Experts, Learned)):
+                nn.init.normal_(parameter, std=self._initial_std(name), generator=generator)
+
+    def _initial_std(self, name: str) -> float:
+        std = self.spec.initializer_range
+        if "o_proj" in name or "down_proj" in name:
+            std /= math.sqrt(2 * self.spec.n_layers)  # 2 n_layers outputs add up in the residual stream
+        if name.startswith(("embed_tokens", "lm_head")):
+            std = min(std, 0.5 / math.sqrt(self.spec.d_model))  # logits of a wide model would start too far apart
+        return std / self.spec.embedding_scale if name.startswith("embed_tokens") else std
 
     def forward(
         self,
@@ -94,7 +123,13 @@ class GPT(nn.Module):
         Returns:
             (B, T, V), in the dtype of the weights.
         """
-        return self.lm_head(self.hidden(ids, positions=positions, documents=documents, cache=cache))
+        return self.logits(self.hidden(ids, positions=positions, documents=documents, cache=cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head: last hidden states, (…, C), to logits, (…, V)."""
+        logits = self.lm_head(hidden)
+        cap = self.spec.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def hidden(
         self,
@@ -110,35 +145,40 @@ class GPT(nn.Module):
         end = start + ids.shape[1]
         limit = self.spec.context_length
         assert end <= limit, f"the text has {end} tokens, the model sees at most {limit} (context_length)"
+        steps = torch.arange(start, end, device=ids.device)[None] if positions is None else positions
         x = self.embed_tokens(ids)  # (B, T, C)
-        if self.embed_positions is not None:
-            steps = torch.arange(start, end, device=ids.device) if positions is None else positions
-            x = x + self.embed_positions(steps)
-        ctx = self._context(start, end, positions, documents, cache)
-        x = self.dropout(x)
-        for layer in self.layers:
-            x = layer(x, ctx)
+        if self.spec.embedding_scale != 1:
+            x = x * self.spec.embedding_scale
+        x = self.dropout(self.embed_positions(x, steps))
+        contexts = self._contexts(start, steps, documents, cache)
+        for layer in self.blocks():
+            x = layer(x, contexts[layer.kind])
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.norm(x)
 
-    def _context(
-        self, start: int, end: int, positions: Tensor | None, documents: Tensor | None, cache: KVCache | None
-    ) -> AttnContext:
-        """What every layer's attention needs for the tokens start … end-1."""
-        cos = sin = mask = None
-        if self.embed_positions is None:
-            cos, sin = self.rotary[:, start:end, None] if positions is None else self.rotary[:, positions, None]
-            if positions is None:
-                cos, sin = cos[None], sin[None]  # (1, T, 1, D/2); with positions it is (B, T, 1, D/2)
-        device = self.embed_tokens.weight.device
-        if documents is not None:
-            assert cache is None, "documents and a cache do not go together: cache one document per row"
-            same = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
-            mask = same.tril()[:, None]  # (B, 1, T, T)
-        elif start > 0 and end - start > 1:
-            mask = torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start)[None, None]  # (1, 1, T, S)
-        return AttnContext(cos=cos, sin=sin, mask=mask, causal=end - start > 1, cache=cache)
+    def _contexts(
+        self, start: int, steps: Tensor, documents: Tensor | None, cache: KVCache | None
+    ) -> dict[tuple[bool, bool], AttnContext]:
+        """What attention needs for the tokens from `start` on, for each kind of layer: with a window, rotated."""
+        assert documents is None or cache is None, "documents and a cache do not go together: cache one text per row"
+        spec, T = self.spec, steps.shape[1]
+        contexts = {}
+        for windowed, rotated in {layer.kind for layer in self.blocks()}:
+            cos = sin = None
+            rotation = self.embed_positions.rotation(steps, start + T, windowed=windowed) if rotated else None
+            if rotation is not None:
+                cos, sin = rotation
+            contexts[windowed, rotated] = AttnContext(
+                cos=cos,
+                sin=sin,
+                mask=_mask(start, start + T, documents, spec.window if windowed else 0, steps.device),
+                causal=T > 1,
+                cache=cache,
+                scale=spec.attention_scale or None,
+                softcap=spec.attention_softcap,
+            )
+        return contexts
 
     @torch.inference_mode()
     def generate(
@@ -161,6 +201,10 @@ class GPT(nn.Module):
         self.train(was_training)
         return ids
 
+    def blocks(self) -> Iterator[Block]:
+        """The blocks, in order."""
+        return (cast(Block, layer) for layer in self.layers)
+
     def n_parameters(self) -> int:
         """Number of weights, a tied matrix counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -171,7 +215,24 @@ class GPT(nn.Module):
         As in PaLM (Chowdhery et al. 2022, appendix B), with the causal half of attention only: 6 L H D T instead of 12.
         """
         spec = self.spec
-        matrices = sum(p.numel() for name, p in self.layers.named_parameters() if p.dim() == 2)
+        matrices = float(sum(p.numel() for p in self.layers.parameters() if p.dim() == 2))
+        if spec.n_experts:
+            experts = sum(p.numel() for p in self.layers.parameters() if p.dim() == 3)
+            matrices += experts * spec.n_experts_per_token / spec.n_experts
         head = spec.vocab_size * spec.d_model
         attention = spec.n_layers * spec.n_heads * spec.head_dim * (context or spec.context_length)
         return 6.0 * (matrices + head + attention)
+
+
+def _mask(start: int, end: int, documents: Tensor | None, window: int, device: torch.device) -> Tensor | None:
+    """Which of the tokens 0 … end-1 the tokens start … end-1 may see, (B or 1, 1, T, S); None: plain causal."""
+    if documents is None and (window == 0 or end <= window):
+        if start == 0 or end - start == 1:
+            return None
+        return torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start)[None, None]
+    keys = torch.arange(end, device=device)
+    behind = keys[start:, None] - keys  # (T, S): how far a key lies behind the query
+    seen = behind >= 0 if window == 0 else (behind >= 0) & (behind < window)
+    if documents is None:
+        return seen[None, None]
+    return (seen & (documents[:, :, None] == documents[:, None, :]))[:, None]

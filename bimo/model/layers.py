@@ -1,9 +1,8 @@
-"""The small layers of a GPT: normalisation and positions.
+"""The small layers of a GPT: normalisation, and the turning of queries and keys.
 
 - RMSNorm (Zhang & Sennrich 2019) or torch's LayerNorm; `make_norm` picks by the spec.
-- Rotary positions (Su et al. 2021, RoFormer) pair dimension i with i + D/2, as Hugging Face checkpoints do. The
-  rotation is one autograd function: its backward is the rotation by the negative angle, so nothing needs to be stored
-  and each direction writes its output once.
+- `rotate` pairs dimension i with i + pairs, as Hugging Face checkpoints do. It is one autograd function: its backward
+  is the rotation by the negative angle, so nothing needs to be stored and each direction writes its output once.
 """
 
 from __future__ import annotations
@@ -15,30 +14,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bimo.core.config import ModelSpec
+from bimo.core.registry import REGISTRIES
+from bimo.core.spec import ModelSpec
 from bimo.model.recompute import cheap
 
 
 def make_norm(spec: ModelSpec, width: int) -> nn.Module:
     """The spec's normalisation over the last dimension, of size `width`."""
-    if spec.norm == "rmsnorm":
-        return RMSNorm(width, spec.norm_eps)
-    return nn.LayerNorm(width, eps=spec.norm_eps, bias=spec.biases == "all")
+    norm: nn.Module = REGISTRIES["norm"].get(spec.norm)(spec, width)
+    return norm
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's LayerNorm (Ba et al. 2016), with a bias where the feed-forward part has one."""
+
+    def __init__(self, spec: ModelSpec, width: int) -> None:
+        super().__init__(width, eps=spec.norm_eps, bias=spec.has_bias("feedforward"))
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) * weight over the last dimension; computed in float32, returned in the dtype of x."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    offset = 0.0
+    """Added to the weight."""
+
+    def __init__(self, spec: ModelSpec, width: int) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = spec.norm_eps
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - self.offset))
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + self.offset if self.offset else self.weight
         if x.device.type == "cpu":
-            kept = x.detach()
-            return cheap(_RMSNorm.apply(x, self.weight, self.eps), lambda: _rms_norm(kept, self.weight, self.eps)[0])
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)  # one fused kernel there
+            kept, kept_weight = x.detach(), weight.detach()
+            return cheap(_RMSNorm.apply(x, weight, self.eps), lambda: _rms_norm(kept, kept_weight, self.eps)[0])
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), self.eps)  # one fused kernel there
+
+
+class RMSNorm1p(RMSNorm):
+    """RMSNorm whose weight counts from 1 (Gemma): weight decay pulls it towards doing nothing."""
+
+    offset = 1.0
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -69,19 +85,12 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return torch.mul(x, scale).mul_(weight).to(x.dtype), scale
 
 
-def rotary_table(spec: ModelSpec) -> Tensor:
-    """Cosines and sines of every position: (2, context_length, D/2), computed in float64 and kept in float32."""
-    frequency = spec.rope_theta ** -(torch.arange(0, spec.head_dim, 2, dtype=torch.float64) / spec.head_dim)
-    angle = torch.outer(torch.arange(spec.context_length, dtype=torch.float64), frequency)  # (T, D/2)
-    return torch.stack((angle.cos(), angle.sin())).float()
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its angle.
+    """Turn each pair (x[i], x[i + pairs]) by its angle; dimensions beyond the pairs stay as they are.
 
     Args:
         x: Queries or keys, (B, T, H, D).
-        cos: Cosines that broadcast to (B, T, H, D/2); `sin` likewise.
+        cos: Cosines that broadcast to (B, T, H, pairs), with pairs at most D / 2; `sin` likewise.
     """
     before: Callable[[], Tensor] = getattr(x, "again", x.detach)
     return cheap(_Rotation.apply(x, cos, sin), lambda: _turn(before(), cos, sin, direction=1))
@@ -101,9 +110,12 @@ class _Rotation(torch.autograd.Function):
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    left, right = x.chunk(2, dim=-1)  # (B, T, H, D/2) each
+    pairs = cos.shape[-1]
+    left, right = x[..., :pairs], x[..., pairs : 2 * pairs]  # (B, T, H, pairs) each
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    out_left, out_right = out.chunk(2, dim=-1)
+    out_left, out_right = out[..., :pairs], out[..., pairs : 2 * pairs]
     torch.mul(left, cos, out=out_left).addcmul_(right, sin, value=-direction)
     torch.mul(right, cos, out=out_right).addcmul_(left, sin, value=direction)
+    if 2 * pairs < x.shape[-1]:
+        out[..., 2 * pairs :] = x[..., 2 * pairs :]
     return out

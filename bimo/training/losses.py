@@ -28,7 +28,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return (nats * weights.flatten()).sum() / weights.sum()
 
 
-def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, softcap: float = 0.0
+) -> Tensor:
     """Weighted sum of the negative log-likelihood in nats, from hidden states and the head's matrix.
 
     Args:
@@ -36,6 +38,7 @@ def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights
         head: The head's matrix, (V, C).
         targets: int64, (B, T).
         weights: float32, (B, T).
+        softcap: The model's bound of its logits, c tanh(logit / c); 0: none.
 
     Returns:
         A scalar in float32. Under autocast the products run in the autocast dtype, the softmax in float32.
@@ -44,13 +47,13 @@ def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, head = hidden.to(dtype), head.to(dtype)
     flat = hidden.flatten(0, -2)  # (B * T, C)
-    loss: Tensor = _ChunkedCrossEntropy.apply(flat, head, targets.flatten(), weights.flatten())
+    loss: Tensor = _ChunkedCrossEntropy.apply(flat, head, targets.flatten(), weights.flatten(), softcap)
     return loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, softcap: float) -> Tensor:
         wanted = any(ctx.needs_input_grad)
         grad_hidden = torch.empty_like(hidden) if wanted else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if wanted else None
@@ -61,12 +64,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + rows)
             x, target, weight = hidden[part], targets[part, None], weights[part, None].float()
             logits = (x @ head.T).float()  # (rows, V)
+            slope = None
+            if softcap:
+                logits = logits.div_(softcap).tanh_()
+                slope = 1 - logits.square()  # of the bounded by the unbounded logit
+                logits.mul_(softcap)
             log_sum = logits.logsumexp(dim=-1, keepdim=True)
             total += ((log_sum - logits.gather(-1, target)) * weight).sum()
             if grad_hidden is None or grad_head is None:
                 continue
             grad = logits.sub_(log_sum).exp_().mul_(weight)  # softmax x weight, in place of the logits
-            grad = grad.scatter_add_(-1, target, -weight).to(x.dtype)
+            grad = grad.scatter_add_(-1, target, -weight)
+            grad = (grad if slope is None else grad.mul_(slope)).to(x.dtype)
             torch.mm(grad, head, out=grad_hidden[part])
             if x.dtype == torch.float32:
                 grad_head.addmm_(grad.T, x)
@@ -77,7 +86,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         scale = grads[0]
-        return grad_hidden * scale.to(grad_hidden.dtype), (grad_head * scale).to(ctx.head_dtype), None, None
+        return grad_hidden * scale.to(grad_hidden.dtype), (grad_head * scale).to(ctx.head_dtype), None, None, None

@@ -23,6 +23,7 @@ from bimo.core import machine
 from bimo.core.batch import Batch
 from bimo.core.config import TrainingSettings
 from bimo.core.errors import UserError
+from bimo.core.registry import REGISTRIES
 from bimo.model.recompute import recompute
 from bimo.training import state as checkpoint
 from bimo.training.callbacks import Callback, StepResult
@@ -60,7 +61,7 @@ class Trainer:
     Args:
         model: A GPT, or an LM (a GPT with its tokenizer), which also takes text.
         settings: Steps, rates, sizes.
-        loss: (logits, targets, weights) → mean loss; None: cross-entropy that never holds all logits.
+        loss: (logits, targets, weights) → mean loss; None: the one that the settings name.
         optimizer: Made for the model's parameters; None: AdamW.
         callbacks: Called in this order.
         evaluate_fn: Model → figures, called every `evaluate_every` steps and at the end.
@@ -86,7 +87,9 @@ class Trainer:
         self.precision = machine.choose_precision(self.device, self.settings.precision).value
         plain: Any = model.model if isinstance(model, TextModel) else model
         self.model: Any = plain.to(self.device)
-        self.loss = loss
+        self.loss: Loss | None = loss
+        if loss is None and self.settings.loss != "cross_entropy":
+            self.loss = REGISTRIES["loss"].get(self.settings.loss)
         self.optimizer = optimizer or adamw(self.model, self.settings)
         self.callbacks = list(callbacks)
         self.evaluate_fn, self.generate_fn = evaluate_fn, generate_fn
@@ -176,8 +179,9 @@ class Trainer:
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
             hidden = self.model.hidden(batch.ids, positions=batch.positions, documents=batch.documents)  # (B, T, C)
             if self.loss is None:
-                return chunked_cross_entropy(hidden, self.model.lm_head.weight, batch.targets, batch.weights)
-            mean = self.loss(self.model.lm_head(hidden), batch.targets, batch.weights)
+                head, softcap = self.model.lm_head.weight, self.model.spec.logit_softcap
+                return chunked_cross_entropy(hidden, head, batch.targets, batch.weights, softcap)
+            mean = self.loss(self.model.logits(hidden), batch.targets, batch.weights)
             if mean.dim() != 0 or not mean.requires_grad:
                 raise UserError(
                     f"the loss must be one number that depends on the logits; it has shape {tuple(mean.shape)} and "

@@ -43,7 +43,7 @@ def test_all_problems_of_a_setting_are_raised_at_once() -> None:
     ("settings", "values", "message"),
     [
         (ModelSpec, {"n_heads": "6"}, "n_heads must be int"),
-        (ModelSpec, {"norm": "batchnorm"}, "norm must be one of 'rmsnorm', 'layernorm'"),
+        (ModelSpec, {"norm": "batchnorm"}, "norm must be one of 'rmsnorm', 'rmsnorm_1p', 'layernorm'"),
         (ModelSpec, {"n_heads": 0}, "n_heads must be at least 1"),
         (ModelSpec, {"n_heads": 6, "n_kv_heads": 4}, "multiple of n_kv_heads"),
         (ModelSpec, {"d_model": 30, "n_heads": 6}, "head_dim must be even"),
