@@ -1,10 +1,19 @@
-"""Model families by the choices that make them: which `ModelSpec` is which Hugging Face architecture."""
+"""Model families: for each Hugging Face architecture the choices that make it and the names that its tensors have.
+
+A new family is one table here. `family_of` finds the family that computes what a spec says by writing the spec in the
+family's words and reading it back: what comes out equal, the family can say.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from bimo.core.config import ModelSpec
+from bimo.core.errors import UserError
+from bimo.core.spec import ModelSpec, RopeScaling
+from bimo.interop import choices as c
+from bimo.interop.choices import Aspect, Config, Unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,30 +23,284 @@ class Family:
     Attributes:
         model_type: Its name in config.json.
         architecture: Its class in transformers.
-        qk_norm: The spec's choice that this family stands for; `biases` likewise.
+        fixed: What all models of the family share, as fields of ModelSpec.
+        aspects: What config.json says of the rest.
+        defaults: What a missing key of config.json means.
+        names: Our names of modules, from the second dot on, to theirs, where they differ; a `*` is an expert's number.
+        prefix: What stands before every name but the head's.
+        fused: Parts of ours that are one tensor there, in order, to its name.
+        per_head: A fused tensor holds q, k and v head by head (GPT-NeoX) and not one after the other.
+        transposed: Matrices of blocks lie as (in, out) (GPT-2).
     """
 
     model_type: str
     architecture: str
-    qk_norm: bool
-    biases: str
+    fixed: Mapping[str, Any]
+    aspects: tuple[Aspect, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = "model."
+    fused: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    per_head: bool = False
+    transposed: bool = False
 
-    def matches(self, spec: ModelSpec) -> bool:
+    def read(self, config: Config) -> ModelSpec:
+        """The spec of a config.json."""
+        config = {**self.defaults, **config}
+        found = dict(self.fixed)
+        for aspect in self.aspects:
+            found |= aspect.read(config)
+        return ModelSpec(**found)
+
+    def write(self, spec: ModelSpec) -> Config:
+        """The config.json of a spec that this family can say."""
+        config: Config = {"architectures": [self.architecture], "model_type": self.model_type}
+        for aspect in self.aspects:
+            config |= aspect.write(spec)
+        return config
+
+    def says(self, spec: ModelSpec) -> bool:
         """Whether this family computes what the spec says."""
-        return (
-            (spec.positions, spec.norm, spec.feedforward) == ("rotary", "rmsnorm", "swiglu")
-            and spec.qk_norm == self.qk_norm
-            and spec.biases == self.biases
-        )
+        try:
+            return canonical(self.read(self.write(spec))) == canonical(spec)
+        except (UserError, Unsupported, KeyError, TypeError, ValueError):
+            return False
 
+
+_LLAMA = {"qk_norm": False, "norm": "rmsnorm"}
+_LLAMA_DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+_COMMON = (c.SIZES, c.TIED, c.RMS_EPS, c.Activation())
+_GEMMA = {"norm": "rmsnorm_1p", "norm_placement": "sandwich", "biases": "none"}
+_GEMMA_DEFAULTS = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+}
+_GEMMA_COMMON = (c.SIZES, c.TIED, c.RMS_EPS, c.Activation("hidden_activation"), c.ATTENTION_BIASES, c.Gemma())
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 FAMILIES = (
-    Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, biases="none"),
-    Family("llama", "LlamaForCausalLM", qk_norm=False, biases="none"),
-    Family("qwen2", "Qwen2ForCausalLM", qk_norm=False, biases="qkv"),
+    Family(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        fixed={"qk_norm": True, "norm": "rmsnorm"},
+        aspects=(*_COMMON, c.ATTENTION_BIASES, c.Rope(), c.LayerWindows("flag")),
+        defaults={**_LLAMA_DEFAULTS, "head_dim": 128, "num_key_value_heads": 32},
+    ),
+    Family(
+        "llama",
+        "LlamaForCausalLM",
+        fixed=_LLAMA,
+        aspects=(*_COMMON, c.ANY_BIASES, c.Rope()),
+        defaults=_LLAMA_DEFAULTS,
+    ),
+    Family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        fixed={**_LLAMA, "biases": "qkv"},
+        aspects=(*_COMMON, c.Rope(), c.LayerWindows("flag")),
+        defaults={**_LLAMA_DEFAULTS, "num_key_value_heads": 32},
+    ),
+    Family(
+        "mistral",
+        "MistralForCausalLM",
+        fixed=_LLAMA,
+        aspects=(*_COMMON, c.Rope(), c.UniformWindow()),
+        defaults={**_LLAMA_DEFAULTS, "num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+    Family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        fixed=_LLAMA,
+        aspects=(*_COMMON, c.ANY_BIASES, c.Rope(2e6), c.UnrotatedLayers(), c.LayerWindows("unrotated")),
+        defaults={**_LLAMA_DEFAULTS, "tie_word_embeddings": True, "num_key_value_heads": 4},
+    ),
+    Family(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        fixed={"qk_norm": True, "qk_norm_across_heads": True, "norm": "rmsnorm", "norm_placement": "post"},
+        aspects=(*_COMMON, c.ATTENTION_BIASES, c.Rope()),
+        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
+    ),
+    Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        fixed={**_GEMMA, "qk_norm": False},
+        aspects=(*_GEMMA_COMMON, c.Rope(), c.LayerWindows("pattern", 2)),
+        defaults={**_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
+    Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        fixed={**_GEMMA, "qk_norm": True},
+        aspects=(*_GEMMA_COMMON, c.Rope(1e6, local_theta=1e4), c.LayerWindows("pattern", 6)),
+        defaults=_GEMMA_DEFAULTS,
+    ),
+    Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        fixed={**_LLAMA, "biases": "none"},
+        aspects=(*_COMMON, c.Rope(partial=1.0, legacy_longrope=True), c.UniformWindow()),
+        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
+        fused={_QKV: "self_attn.qkv_proj", ("mlp.gate_proj", "mlp.up_proj"): "mlp.gate_up_proj"},
+    ),
+    Family(
+        "mixtral",
+        "MixtralForCausalLM",
+        fixed=_LLAMA,
+        aspects=(*_COMMON, c.Rope(1e6), c.UniformWindow(), c.Experts(own_width=False)),
+        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "num_key_value_heads": 8},
+        names={
+            "mlp": "block_sparse_moe",
+            "mlp.experts.gate_proj": "block_sparse_moe.experts.*.w1.weight",
+            "mlp.experts.down_proj": "block_sparse_moe.experts.*.w2.weight",
+            "mlp.experts.up_proj": "block_sparse_moe.experts.*.w3.weight",
+        },
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        fixed={"qk_norm": True, "norm": "rmsnorm"},
+        aspects=(*_COMMON, c.ATTENTION_BIASES, c.Rope(), c.UniformWindow(flag=True), c.Experts(own_width=True)),
+        defaults={**_LLAMA_DEFAULTS, "num_key_value_heads": 4},
+        names={f"mlp.experts.{p}_proj": f"mlp.experts.*.{p}_proj.weight" for p in ("gate", "up", "down")},
+    ),
+    Family(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        fixed={"qk_norm": False, "norm": "layernorm"},
+        aspects=(
+            c.Fields(
+                (
+                    ("vocab_size", "vocab_size"),
+                    ("context_length", "max_position_embeddings"),
+                    ("n_layers", "num_hidden_layers"),
+                    ("d_model", "hidden_size"),
+                    ("n_heads", "num_attention_heads"),
+                    ("d_ff", "intermediate_size"),
+                )
+            ),
+            c.TIED,
+            c.Plain("norm_eps", "layer_norm_eps"),
+            c.Plain("parallel_blocks", "use_parallel_residual"),
+            c.Activation(gated=False),
+            c.NEOX_BIASES,
+            c.Rope(partial=0.25, theta_key="rotary_emb_base", partial_key="rotary_pct"),
+        ),
+        defaults={
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+            "use_parallel_residual": True,
+            "attention_bias": True,
+        },
+        names={
+            "embed_tokens": "embed_in",
+            "norm": "final_layer_norm",
+            "self_attn": "attention",
+            "self_attn.o_proj": "attention.dense",
+            "mlp.up_proj": "mlp.dense_h_to_4h",
+            "mlp.down_proj": "mlp.dense_4h_to_h",
+            "lm_head": "embed_out",
+        },
+        prefix="gpt_neox.",
+        fused={_QKV: "attention.query_key_value"},
+        per_head=True,
+    ),
+    Family(
+        "gpt2",
+        "GPT2LMHeadModel",
+        fixed={"positions": "learned", "qk_norm": False, "norm": "layernorm", "biases": "all"},
+        aspects=(
+            c.Fields(
+                (
+                    ("vocab_size", "vocab_size"),
+                    ("context_length", "n_positions"),
+                    ("n_layers", "n_layer"),
+                    ("d_model", "n_embd"),
+                    ("n_heads", "n_head"),
+                    ("d_ff", "n_inner"),
+                )
+            ),
+            c.TIED,
+            c.Plain("norm_eps", "layer_norm_epsilon"),
+            c.Activation("activation_function", gated=False),
+        ),
+        defaults={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+        names={
+            "embed_tokens": "wte",
+            "embed_positions": "wpe",
+            "layers": "h",
+            "norm": "ln_f",
+            "input_layernorm": "ln_1",
+            "post_attention_layernorm": "ln_2",
+            "self_attn": "attn",
+            "self_attn.o_proj": "attn.c_proj",
+            "mlp.up_proj": "mlp.c_fc",
+            "mlp.down_proj": "mlp.c_proj",
+        },
+        prefix="transformer.",
+        fused={_QKV: "attn.c_attn"},
+        transposed=True,
+    ),
 )
 
 
 def family_of(spec: ModelSpec) -> Family | None:
     """The family that computes what the spec says; None when only bimo does."""
-    return next((family for family in FAMILIES if family.matches(spec)), None)
+    return next((family for family in FAMILIES if family.says(spec)), None)
+
+
+def canonical(spec: ModelSpec) -> ModelSpec:
+    """The spec without what has no effect on what a trained model computes."""
+    spec = replace(spec, dropout=0.0, initializer_range=0.02)
+    if abs(spec.attention_scale - spec.head_dim**-0.5) < 1e-9:
+        spec = replace(spec, attention_scale=0.0)
+    if not any(spec.windowed(layer) for layer in range(spec.n_layers)):
+        spec = replace(spec, window=0)
+    if not spec.window:
+        spec = replace(spec, full_layers=(), window_rope_theta=0.0)
+    if spec.window_rope_theta == spec.rope_theta and spec.rope_scaling.kind == "none":
+        spec = replace(spec, window_rope_theta=0.0)
+    if not spec.qk_norm:
+        spec = replace(spec, qk_norm_across_heads=False)
+    if not spec.n_experts:
+        spec = replace(spec, n_experts_per_token=2, d_expert=0, dense_layers=(), normalize_router=True)
+    if spec.positions != "rotary":
+        spec = replace(spec, rotary_dim=0, rope_theta=1e4, window_rope_theta=0.0, rope_scaling=RopeScaling())
+        spec = replace(spec, unrotated_layers=())
+    lists = {name: tuple(sorted({*getattr(spec, name)})) for name in ("full_layers", "unrotated_layers", "dense_layers")}
+    return replace(spec, **lists)  # type: ignore[arg-type]  # fields by name
+
+
+def read_config(config: Config, where: str) -> ModelSpec:
+    """The spec of a config.json.
+
+    Raises:
+        UserError: The family, or something that the file asks for, is not supported; or a field is missing or wrong.
+    """
+    if "bimo" in config and config.get("model_type") in ("bimo", *(f.model_type for f in FAMILIES)):
+        return ModelSpec.from_dict(config["bimo"])
+    name = config.get("model_type")
+    family = next((f for f in FAMILIES if f.model_type == name), None)
+    known = f"Known families: {', '.join(f.model_type for f in FAMILIES)}."
+    if family is None:
+        raise UserError(f"model_type {name!r} is not supported", where=where, mend=known)
+    asked = [key for key in ("quantization_config", "scale_attn_by_inverse_layer_idx") if config.get(key)]
+    if asked or config.get("scale_attn_weights") is False or config.get("add_cross_attention"):
+        what = asked[0] if asked else "an unusual attention"
+        raise UserError(f"{what} is not supported for {name}", where=where, mend="Bring the plain weights.")
+    try:
+        return family.read(config)
+    except Unsupported as error:
+        raise UserError(f"{error} is not supported for {name}", where=where, mend=known) from error
+    except KeyError as error:
+        raise UserError(f"the field {error} is missing", where=where, mend="Copy the model's folder again.") from error
+    except UserError as error:
+        raise UserError(error.what, where=where, mend="Copy the model's folder again.") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
+        raise UserError(f"a field has a wrong value ({error})", where=where, mend="Copy the folder again.") from error

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bimo.core.spec import ModelSpec, RopeScaling
 
 Rotation = tuple[Tensor, Tensor]
+_CPU = torch.device("cpu")  # frequencies are numbers also in a model that has no weights yet
 
 
 class NoPositions(nn.Module):
@@ -90,7 +91,12 @@ class Rotary(NoPositions):
 
 def base_frequencies(theta: float, dim: int) -> Tensor:
     """theta^(-2i / dim) for each pair, float32, (⌈dim / 2⌉,)."""
-    return 1.0 / theta ** (torch.arange(0, dim, 2).float() / dim)
+    return 1.0 / powers(theta, dim)
+
+
+def powers(theta: float, dim: int) -> Tensor:
+    """theta^(2i / dim) for each pair, float32."""
+    return torch.pow(theta, torch.arange(0, dim, 2, device=_CPU).float() / dim)
 
 
 def scaled_frequencies(plain: Tensor, spec: ModelSpec, *, long: bool) -> Tensor:
@@ -103,7 +109,8 @@ def scaled_frequencies(plain: Tensor, spec: ModelSpec, *, long: bool) -> Tensor:
     if scaling.kind == "yarn":
         return _yarn(plain, scaling, spec.rope_theta, spec.rotary_dim)
     if scaling.kind == "longrope":
-        return plain / torch.tensor(scaling.long_factors if long else scaling.short_factors)
+        factors = torch.tensor(scaling.long_factors if long else scaling.short_factors, device=_CPU)
+        return 1.0 / (factors * powers(spec.rope_theta, spec.rotary_dim))
     return plain
 
 
@@ -126,5 +133,5 @@ def _yarn(plain: Tensor, scaling: RopeScaling, theta: float, dim: int) -> Tensor
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, dim - 1)
     last += 0.001 * (first == last)
-    slowed = ((torch.arange(len(plain)).float() - first) / (last - first)).clamp(0, 1)
-    return plain / scaling.factor * slowed + plain * (1 - slowed)
+    slowed = ((torch.arange(len(plain), device=_CPU).float() - first) / (last - first)).clamp(0, 1)
+    return 1.0 / (scaling.factor * powers(theta, dim)) * slowed + plain * (1 - slowed)

@@ -1,0 +1,147 @@
+"""Random models of every family, made by transformers from configs of odd shapes: what bimo is held against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+SMALL = {
+    "vocab_size": 211,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 88,
+    "max_position_embeddings": 128,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+}
+GPT2 = {"vocab_size": 211, "n_positions": 128, "n_embd": 48, "n_layer": 3, "n_head": 4}
+MOE = {"moe_intermediate_size": 40, "num_experts": 6, "num_experts_per_tok": 3}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", GPT2),
+    "gpt2, odd heads, untied, wide": ("GPT2", {**GPT2, "n_head": 3, "n_inner": 100, "tie_word_embeddings": False}),
+    "gpt2, relu": ("GPT2", {**GPT2, "activation_function": "relu"}),
+    "neox": ("GPTNeoX", SMALL),
+    "neox, one after the other, all turned": (
+        "GPTNeoX",
+        {**SMALL, "use_parallel_residual": False, "rotary_pct": 1.0, "num_attention_heads": 3},
+    ),
+    "neox, third of a head, no biases": ("GPTNeoX", {**SMALL, "rotary_pct": 0.34, "attention_bias": False}),
+    "llama": ("Llama", SMALL),
+    "llama, one key head, odd heads": (
+        "Llama",
+        {**SMALL, "hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 14},
+    ),
+    "llama 3.2": ("Llama", {**SMALL, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "llama, linear": ("Llama", {**SMALL, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}}),
+    "llama, yarn": ("Llama", {**SMALL, "rope_parameters": YARN}),
+    "llama, dynamic": ("Llama", {**SMALL, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    "llama, biases": ("Llama", {**SMALL, "attention_bias": True, "mlp_bias": True}),
+    "llama, feed-forward biases": ("Llama", {**SMALL, "mlp_bias": True, "hidden_act": "gelu"}),
+    "mistral": ("Mistral", {**SMALL, "sliding_window": 7}),
+    "mistral, no window": ("Mistral", {**SMALL, "sliding_window": None, "head_dim": 20}),
+    "qwen2": ("Qwen2", {**SMALL, "tie_word_embeddings": True}),
+    "qwen2, window from layer 1": (
+        "Qwen2",
+        {**SMALL, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen2, yarn": ("Qwen2", {**SMALL, "rope_parameters": {**YARN, "beta_fast": 16.0, "attention_factor": 1.3}}),
+    "qwen3": ("Qwen3", {**SMALL, "head_dim": 24}),
+    "qwen3, biases, window": (
+        "Qwen3",
+        {
+            **SMALL,
+            "head_dim": 8,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "smollm3": ("SmolLM3", {**SMALL, "no_rope_layer_interval": 2}),
+    "smollm3, windows": (
+        "SmolLM3",
+        {**SMALL, "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 6, "mlp_bias": True},
+    ),
+    "olmo2": ("Olmo2", {**SMALL, "num_attention_heads": 6}),
+    "olmo2, one key head": ("Olmo2", {**SMALL, "num_key_value_heads": 1, "attention_bias": True}),
+    "gemma2": ("Gemma2", {**SMALL, "head_dim": 20, "sliding_window": 6, "query_pre_attn_scalar": 17}),
+    "gemma2, tight caps, untied": (
+        "Gemma2",
+        {
+            **SMALL,
+            "head_dim": 12,
+            "attn_logit_softcapping": 0.7,
+            "final_logit_softcapping": 1.5,
+            "sliding_window": 100,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma3": ("Gemma3Text", {**SMALL, "head_dim": 20, "sliding_window": 6, "sliding_window_pattern": 2}),
+    "gemma3, linear scaling": (
+        "Gemma3Text",
+        {
+            **SMALL,
+            "head_dim": 16,
+            "sliding_window": 9,
+            "num_key_value_heads": 1,
+            "num_attention_heads": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "phi3": ("Phi3", {**SMALL, "sliding_window": 9}),
+    "phi3, half a head": ("Phi3", {**SMALL, "partial_rotary_factor": 0.5}),
+    "phi3, longrope, short text": (
+        "Phi3",
+        {**SMALL, "original_max_position_embeddings": 100, "rope_parameters": LONGROPE},
+    ),
+    "phi3, longrope, long text": (
+        "Phi3",
+        {**SMALL, "original_max_position_embeddings": 20, "rope_parameters": LONGROPE},
+    ),
+    "mixtral": ("Mixtral", {**SMALL, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral, window, one expert each": (
+        "Mixtral",
+        {**SMALL, "num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 8, "head_dim": 10},
+    ),
+    "qwen3 moe": ("Qwen3Moe", {**SMALL, **MOE, "head_dim": 16, "norm_topk_prob": True}),
+    "qwen3 moe, dense layers": (
+        "Qwen3Moe",
+        {**SMALL, **MOE, "head_dim": 16, "decoder_sparse_step": 2, "mlp_only_layers": [0]},
+    ),
+}
+
+
+def reference(name: str, seed: int = 0) -> Any:
+    """The transformers model of a case, with weights far enough from their start that every part matters."""
+    import transformers
+
+    family, arguments = CASES[name]
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{family}Config")(**arguments, **special, attn_implementation="eager")
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
