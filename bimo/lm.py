@@ -111,7 +111,7 @@ class LM:
     def _rows(self, inputs: Any, targets: Any) -> Iterator[tuple[list[int], int]]:
         """Ids of each row, one more than the model reads, and how many of them at the start are not trained."""
         longest = self.model.spec.context_length + 1
-        begin, end = self.tokenizer.begin_id, self.tokenizer.end_id
+        begin, end = ([] if i is None else [i] for i in (self.tokenizer.begin_id, self.tokenizer.end_id))
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not hasattr(texts, "__iter__"):
             raise UserError(f"inputs must be text, texts or ids, are {type(inputs).__name__}", mend="Give a list.")
@@ -122,10 +122,10 @@ class LM:
             if not isinstance(text, str):
                 ids = self._checked_ids(text, number)
             elif targets is None:
-                ids = [begin, *self.tokenizer.encode(text), end]
+                ids = [*begin, *self.tokenizer.encode(text), *end]
             else:
-                prompt = [begin, *self.tokenizer.encode(text)]
-                ids = [*prompt, *self.tokenizer.encode(targets[number]), end]
+                prompt = [*begin, *self.tokenizer.encode(text)]
+                ids = [*prompt, *self.tokenizer.encode(targets[number]), *end]
                 if len(ids) > longest:
                     raise UserError(
                         f"input {number} and its target have {len(ids)} tokens together, the model sees {longest - 1}",

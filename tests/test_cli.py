@@ -126,7 +126,7 @@ def test_standard_input_can_be_trained_on(tmp_path: Path, texts: list[str]) -> N
         (["train", "--training.learning_rat", "1"], "did you mean 'training.learning_rate'"),
         (["train", "--learning_rate", "1"], "did you mean 'training.learning_rate'"),
         (["train", "--training.steps", "many"], "training.steps"),
-        (["train", "--model.norm", "batchnorm"], "model.norm"),
+        (["train", "--model.norm", "batchnorm"], "model: norm must be one of"),
         (["train", "nowhere.yaml"], "nowhere.yaml"),
         (["train"], "no text was named"),
         (["train", "--data.paths", "[nowhere.txt]"], "nowhere.txt"),

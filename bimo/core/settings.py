@@ -47,7 +47,7 @@ class Settings:
             nested = isinstance(hint, type) and issubclass(hint, Settings) and isinstance(value, dict)
             if get_origin(hint) is tuple and isinstance(value, list):  # YAML and JSON have lists only
                 value = tuple(value)
-            arguments[key] = hint.from_dict(value) if nested else value
+            arguments[key] = _nested(key, hint, value) if nested else value
         return cls(**arguments)
 
     def save(self, path: Path) -> None:
@@ -55,6 +55,14 @@ class Settings:
         import yaml  # here: most uses of settings need no YAML
 
         path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _nested(key: str, settings: type[Settings], values: dict[str, Any]) -> Settings:
+    """Settings within settings; what is wrong in there is found under the field's name."""
+    try:
+        return settings.from_dict(values)
+    except UserError as error:
+        raise UserError(error.what, where=key, mend=error.mend) from error
 
 
 def field_names(settings: type[Settings]) -> list[str]:

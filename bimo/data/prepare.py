@@ -33,10 +33,10 @@ class Encoder(Protocol):
     vocab_size: int
 
     @property
-    def begin_id(self) -> int: ...
+    def begin_id(self) -> int | None: ...
 
     @property
-    def end_id(self) -> int: ...
+    def end_id(self) -> int | None: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -188,7 +188,8 @@ class _OpenShard:
         tokenizer = self.preparation.tokenizer
         encoded = tokenizer.encode_batch([document.text for document in group], self.preparation.threads)
         for document, ids in zip(group, encoded, strict=True):
-            whole = np.concatenate(([tokenizer.begin_id], ids, [tokenizer.end_id]))
+            begin, end = ([] if i is None else [i] for i in (tokenizer.begin_id, tokenizer.end_id))
+            whole = np.concatenate((begin, ids, end)).astype(ids.dtype)
             split = "valid" if is_validation(document, self.source.validation_share) else "train"
             self._writer(split).add(whole, len(document.text.encode()))
             self.n_tokens += len(whole)

@@ -67,14 +67,14 @@ class Engine:
         return Completion("".join(pieces), n_tokens, reason)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """A prompt's ids: the beginning of a document, then the text."""
-        return [self.tokenizer.begin_id, *self.tokenizer.encode(text)]
+        """A prompt's ids: what the tokenizer puts before a prompt (the beginning of a document), then the text."""
+        return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Generator[str, None, tuple[int, FinishReason]]:
         """Pieces of the answer as they become whole characters; returns the count of tokens and the reason to stop."""
         decoder, stops = self.tokenizer.decoder(), StopStrings(params.stop)
         n_tokens, reason = 0, "max_tokens"
-        ends = self._end_ids()
+        ends = self.tokenizer.end_ids
         room = self._room(prompt)
         for token in self.tokens(prompt, params):
             n_tokens += 1
@@ -106,7 +106,7 @@ class Engine:
         text = torch.tensor([*prompt, *[0] * count])  # (n + count); filled in as tokens are chosen
         capacity = len(prompt) + count
         cache = KVCache(model.spec, 1, capacity, device=weight.device, dtype=weight.dtype)
-        forbidden, ends = self._forbidden(), self._end_ids()
+        forbidden, ends = self._forbidden(), self.tokenizer.end_ids
         model.eval()
         start = 0
         for end in range(len(prompt), capacity):
@@ -132,14 +132,9 @@ class Engine:
             )
         return limit - len(prompt) + 1
 
-    def _end_ids(self) -> set[int]:
-        names = ("<|end|>", "<|end_of_turn|>")
-        control = self.tokenizer.control_tokens
-        return {self.tokenizer.end_id} | {control[name] for name in names if name in control}
-
     def _forbidden(self) -> Tensor:
         """Ids that must not appear inside an answer: control tokens, and ids beyond the tokenizer."""
         beyond = range(self.tokenizer.vocab_size, self.model.spec.vocab_size)
         return torch.tensor(
-            sorted({*self.tokenizer.control_tokens.values(), *beyond} - self._end_ids()), dtype=torch.long
+            sorted({*self.tokenizer.control_tokens.values(), *beyond} - self.tokenizer.end_ids), dtype=torch.long
         )

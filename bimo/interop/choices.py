@@ -15,7 +15,7 @@ Config = dict[str, Any]
 Choices = dict[str, Any]
 
 
-class Unsupported(ValueError):
+class UnsupportedError(ValueError):
     """The config asks for something that bimo does not compute; the text says what."""
 
 
@@ -23,7 +23,7 @@ class Aspect(Protocol):
     """One aspect of a family."""
 
     def read(self, config: Config) -> Choices:
-        """Fields of ModelSpec; may raise KeyError, TypeError or `Unsupported`."""
+        """Fields of ModelSpec; may raise KeyError, TypeError or `UnsupportedError`."""
 
     def write(self, spec: ModelSpec) -> Config:
         """Keys of config.json."""
@@ -90,7 +90,7 @@ class Activation:
         table = _GATED if self.gated else _PLAIN
         name = _SAME.get(name, name)
         if name not in table:
-            raise Unsupported(f"{self.key} {name!r}")
+            raise UnsupportedError(f"{self.key} {name!r}")
         return {"feedforward": table[name]}
 
     def write(self, spec: ModelSpec) -> Config:
@@ -153,9 +153,9 @@ class LayerWindows:
         types = config.get("layer_types") or self._types(config, n_layers)
         unknown = sorted({*types} - {"sliding_attention", "full_attention"})
         if unknown:
-            raise Unsupported(f"layer type {unknown[0]!r}")
+            raise UnsupportedError(f"layer type {unknown[0]!r}")
         if config.get("use_bidirectional_attention"):
-            raise Unsupported("use_bidirectional_attention")
+            raise UnsupportedError("use_bidirectional_attention")
         if "sliding_attention" not in types or not window:
             return {"window": 0}
         return {
@@ -290,13 +290,13 @@ class Rope:
         choices: Choices = {"rope_theta": found.get("rope_theta") or config.get(self.theta_key) or self.theta}
         if self.local_theta:
             if local.get("rope_type", "default") != "default":
-                raise Unsupported("rotary scaling in layers with a window")
+                raise UnsupportedError("rotary scaling in layers with a window")
             theta = local.get("rope_theta") or config.get("rope_local_base_freq") or self.local_theta
             choices["window_rope_theta"] = theta
         share = found.get("partial_rotary_factor") or config.get(self.partial_key) or self.partial or 1.0
         if share != 1.0:
             if not self.partial:
-                raise Unsupported(f"partial_rotary_factor {share}")
+                raise UnsupportedError(f"partial_rotary_factor {share}")
             head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
             choices["rotary_dim"] = int(head_dim * share)
         return {**choices, "rope_scaling": self._scaling(found, config)}
@@ -335,7 +335,7 @@ class Rope:
                 short_factors=tuple(map(float, found["short_factor"])),
                 long_factors=tuple(map(float, found["long_factor"])),
             )
-        raise Unsupported(f"rotary scaling {kind!r}")
+        raise UnsupportedError(f"rotary scaling {kind!r}")
 
     def write(self, spec: ModelSpec) -> Config:
         rope = {"rope_type": "default", "rope_theta": spec.rope_theta, **scaling_words(spec.rope_scaling)}

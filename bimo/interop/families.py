@@ -13,7 +13,7 @@ from typing import Any
 from bimo.core.errors import UserError
 from bimo.core.spec import ModelSpec, RopeScaling
 from bimo.interop import choices as c
-from bimo.interop.choices import Aspect, Config, Unsupported
+from bimo.interop.choices import Aspect, Config, UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Family:
         """Whether this family computes what the spec says."""
         try:
             return canonical(self.read(self.write(spec))) == canonical(spec)
-        except (UserError, Unsupported, KeyError, TypeError, ValueError):
+        except (UserError, UnsupportedError, KeyError, TypeError, ValueError):
             return False
 
 
@@ -273,7 +273,9 @@ def canonical(spec: ModelSpec) -> ModelSpec:
     if spec.positions != "rotary":
         spec = replace(spec, rotary_dim=0, rope_theta=1e4, window_rope_theta=0.0, rope_scaling=RopeScaling())
         spec = replace(spec, unrotated_layers=())
-    lists = {name: tuple(sorted({*getattr(spec, name)})) for name in ("full_layers", "unrotated_layers", "dense_layers")}
+    lists = {
+        name: tuple(sorted({*getattr(spec, name)})) for name in ("full_layers", "unrotated_layers", "dense_layers")
+    }
     return replace(spec, **lists)  # type: ignore[arg-type]  # fields by name
 
 
@@ -296,7 +298,7 @@ def read_config(config: Config, where: str) -> ModelSpec:
         raise UserError(f"{what} is not supported for {name}", where=where, mend="Bring the plain weights.")
     try:
         return family.read(config)
-    except Unsupported as error:
+    except UnsupportedError as error:
         raise UserError(f"{error} is not supported for {name}", where=where, mend=known) from error
     except KeyError as error:
         raise UserError(f"the field {error} is missing", where=where, mend="Copy the model's folder again.") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 PATTERN = (
@@ -84,7 +85,9 @@ def ranks_of(content: dict[str, Any]) -> dict[bytes, int] | None:
     model, pre = content["model"], content.get("pre_tokenizer") or {}
     stages = pre.get("pretokenizers", [])
     plain = (
-        content.get("normalizer") is None
+        model.get("type") == "BPE"
+        and all(token.get("special") for token in content.get("added_tokens") or [])
+        and content.get("normalizer") is None
         and [stage.get("type") for stage in stages] == ["Split", "ByteLevel"]
         and stages[0].get("pattern") == {"Regex": PATTERN}
         and not stages[1].get("add_prefix_space")
@@ -99,7 +102,7 @@ def ranks_of(content: dict[str, Any]) -> dict[bytes, int] | None:
     merged = [vocab.get(left + right, -1) for left, right in pairs]
     if merged != list(range(256, 256 + len(merged))) or len(vocab) != 256 + len(merged):
         return None
-    letters = {letter: byte for byte, letter in byte_letters().items()}
+    letters = letter_bytes()
     return {bytes(letters[letter] for letter in token): i for token, i in vocab.items()}
 
 
@@ -108,6 +111,12 @@ def byte_letters() -> dict[int, str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+@cache
+def letter_bytes() -> dict[str, int]:
+    """The byte of each letter of `byte_letters`."""
+    return {letter: byte for byte, letter in byte_letters().items()}
 
 
 def _merges(tokens: list[bytes]) -> Iterator[tuple[int, int]]:

@@ -20,40 +20,39 @@ import numpy as np
 from bimo.core.errors import UserError
 from bimo.tokenizer import bpe, chat
 from bimo.tokenizer.incremental import IncrementalDecoder
+from bimo.tokenizer.special import BEGIN, END, END_OF_TURN, ENDS, PAD, SpecialTokens
+from bimo.tokenizer.spelling import Spelling
+from bimo.tokenizer.template import ChatTemplate
 
-BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
-CONTROL_TOKENS = (PAD, BEGIN, END, *(f"<|{role}|>" for role in chat.ROLES), chat.END_OF_TURN)
+CONTROL_TOKENS = (PAD, BEGIN, END, *(f"<|{role}|>" for role in chat.ROLES), END_OF_TURN)
 
 
 class Tokenizer:
-    """Byte-level BPE with control tokens; make one with `Tokenizer.train` or `Tokenizer.load`.
+    """Subword tokens with control tokens; make one with `Tokenizer.train` or `Tokenizer.load`.
 
     Args:
-        content: The parsed `tokenizer.json`.
+        content: The parsed `tokenizer.json`: bimo's own, or any BPE or Unigram tokenizer of Hugging Face's format.
         where: What to name in errors.
+        special: The tokens with a role. None: bimo's own, as far as they are there.
     """
 
-    def __init__(self, content: dict[str, Any], where: str = "tokenizer.json") -> None:
+    def __init__(
+        self, content: dict[str, Any], where: str = "tokenizer.json", special: SpecialTokens | None = None
+    ) -> None:
         self.content, self.where = content, where
-        letters = {letter: byte for byte, letter in bpe.byte_letters().items()}
         try:
-            vocab: dict[str, int] = content["model"]["vocab"]
-            added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-            size = 1 + max([*vocab.values(), *added.values()])
-            table = [b""] * size
-            for spelled, i in vocab.items():
-                if spelled not in added:
-                    table[i] = bytes(letters[letter] for letter in spelled)
+            spelling = Spelling.of(content)
+            self._ranks = bpe.ranks_of(content)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise UserError(
-                f"not a byte-level BPE tokenizer ({type(error).__name__}: {error})",
+                f"not a tokenizer that bimo knows ({type(error).__name__}: {error})",
                 where=where,
-                mend="Give a tokenizer.json that bimo, or Hugging Face tokenizers with ByteLevel, wrote.",
+                mend="Give a tokenizer.json that bimo, or Hugging Face tokenizers with BPE or Unigram, wrote.",
             ) from error
-        self.control_tokens: dict[str, int] = added
-        self.vocab_size = size
-        self._bytes = table
-        self._ranks = bpe.ranks_of(content)
+        self.control_tokens = spelling.control
+        self._bytes, self._drops_first_space = spelling.table, spelling.drops_first_space
+        self.vocab_size = len(self._bytes)
+        self.special = special or SpecialTokens.found_in(self.control_tokens, chat.TEMPLATE)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
@@ -92,39 +91,61 @@ class Tokenizer:
             raise UserError(f"cannot be read as JSON ({error})", where=str(path), mend="Copy it again.") from error
         if not isinstance(content, dict):
             raise UserError("not a tokenizer.json", where=str(path), mend="Copy it again.")
-        return cls(content, where=str(path))
+        names = {int(token.get("id", -1)): str(token.get("content")) for token in _added(content)}
+        own = BEGIN in names.values() and END_OF_TURN in names.values()
+        return cls(content, where=str(path), special=None if own else SpecialTokens.beside(path, names))
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and, for transformers, `tokenizer_config.json`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        names = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
-        config |= {key: name for key, name in names.items() if name in self.control_tokens}
-        if self.has_chat_template:
-            config["chat_template"] = chat.TEMPLATE
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config |= self.special.config()
+        if self._is_own:
+            config.pop("add_bos_token", None)  # bimo puts it before prompts itself, as it does between documents
         text = json.dumps(self.content, ensure_ascii=False, indent=1)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @property
-    def begin_id(self) -> int:
-        """Opens every document."""
-        return self._control(BEGIN)
+    def begin_id(self) -> int | None:
+        """Opens every document; None when the tokenizer has no such token."""
+        return self._id(self.special.begin)
 
     @property
-    def end_id(self) -> int:
-        """Ends every document."""
-        return self._control(END)
+    def end_id(self) -> int | None:
+        """Ends every document; None when the tokenizer has no such token."""
+        return self._id(self.special.end)
 
     @property
     def pad_id(self) -> int:
-        """Fills rows; never trained and never generated."""
-        return self._control(PAD)
+        """Fills rows; never trained. Another token does where there is none for it, because padding is masked."""
+        return next(i for i in (self._id(self.special.pad), self.end_id, 0) if i is not None)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        names = [self.special.end, *self.special.ends, *(name for name in ENDS if name in self.control_tokens)]
+        return frozenset(i for name in names if (i := self._id(name)) is not None)
+
+    @cached_property
+    def prefix_ids(self) -> list[int]:
+        """Ids that stand before every prompt."""
+        begin = self.begin_id
+        if self.special.add_begin is not None:
+            return [begin] if self.special.add_begin and begin is not None else []
+        probe = "a"
+        whole = self._slow.encode(probe, add_special_tokens=True)
+        return whole.ids[: next((n for n, special in enumerate(whole.special_tokens_mask) if not special), 0)]
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the tokenizer has the tokens of the chat format."""
+        """Whether the tokenizer knows how a conversation is written."""
+        return bool(self.special.template)
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether it has all tokens of bimo's chat format."""
         return all(name in self.control_tokens for name in CONTROL_TOKENS)
 
     @cached_property
@@ -159,32 +180,36 @@ class Tokenizer:
             return list(pool.map(self.encode_array, texts))
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
-        """Ids of a conversation; see `tokenizer/chat.py`.
+        """Ids of a conversation, in the format of `special.template`; no content can forge a control token.
 
         Raises:
-            UserError: A message is malformed, or the tokenizer has no chat tokens.
+            UserError: A message is malformed, or the tokenizer has no chat template, or the template refuses.
         """
+        chat.check_messages(messages)
+        if self._is_own and self.special.template == chat.TEMPLATE:
+            return chat.encode(messages, self.control_tokens, self.encode, add_generation_prompt)
         if not self.has_chat_template:
             raise UserError(
-                "this tokenizer has no chat tokens", where=self.where, mend="Use generate, or a model made for chat."
+                "this tokenizer has no chat template", where=self.where, mend="Use generate, or a model made for chat."
             )
-        return chat.encode(
-            messages,
-            begin_id=self.begin_id,
-            control=self.control_tokens,
-            encode_text=self.encode,
-            add_generation_prompt=add_generation_prompt,
-        )
+        pieces = self._template.pieces(messages, self.control_tokens, add_generation_prompt=add_generation_prompt)
+        return chat.encode_rendered(pieces, self)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a text in which control tokens may stand, written by their names."""
+        _check_text(text)
+        return self._marking.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def decode(self, ids: Iterable[int], *, show_control_tokens: bool = False) -> str:
         """The text of ids. Bytes that form no character become U+FFFD; control tokens are left out unless shown."""
         names = {i: name.encode() for name, i in self.control_tokens.items()} if show_control_tokens else {}
-        parts = []
+        parts: list[bytes] = []
         for i in ids:
             if not 0 <= int(i) < self.vocab_size:
                 raise UserError(f"id {int(i)} is not in 0 … {self.vocab_size - 1}", mend="Use this tokenizer's ids.")
             parts.append(names.get(int(i)) or self._bytes[int(i)])
-        return b"".join(parts).decode("utf-8", errors="replace")
+        text = b"".join(parts).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self._drops_first_space else text
 
     def decoder(self) -> IncrementalDecoder:
         """A decoder for a stream of ids."""
@@ -203,16 +228,44 @@ class Tokenizer:
 
     @cached_property
     def _slow(self) -> Any:
-        import tokenizers
-
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.content))
+        tokenizer = self._built()
         tokenizer.encode_special_tokens = True  # control tokens in a text are ordinary characters
         return tokenizer
 
-    def _control(self, name: str) -> int:
-        if name not in self.control_tokens:
-            raise UserError(f"there is no control token {name}", where=self.where, mend="Use a tokenizer of bimo.")
-        return self.control_tokens[name]
+    @cached_property
+    def _marking(self) -> Any:
+        return self._built()
+
+    def _built(self) -> Any:
+        import tokenizers
+
+        try:
+            return tokenizers.Tokenizer.from_str(json.dumps(self.content))
+        except Exception as error:  # the library raises this class itself; the user learns what it said
+            raise UserError(f"not a tokenizer ({error})", where=self.where, mend="Copy the file again.") from error
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        special = self.special
+        tokens = {"bos_token": special.begin, "eos_token": special.end, "pad_token": special.pad}
+        return ChatTemplate(special.template, tokens=tokens, where=f"chat template of {self.where}")
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        """Ids of added tokens by name."""
+        return {token["content"]: token["id"] for token in _added(self.content)}
+
+    def _id(self, name: str) -> int | None:
+        """The id of a token with a role; it is an added token, or (in SentencePiece) one of the vocabulary."""
+        if not name:
+            return None
+        vocab = self.content["model"]["vocab"]
+        return self._ids.get(name, vocab.get(name) if isinstance(vocab, dict) else None)
+
+
+def _added(content: dict[str, Any]) -> list[dict[str, Any]]:
+    added = content.get("added_tokens")
+    return [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
 
 
 class _NonEmpty:

@@ -51,7 +51,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3.2": ("Llama", {**SMALL, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
     "llama, linear": ("Llama", {**SMALL, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}}),
     "llama, yarn": ("Llama", {**SMALL, "rope_parameters": YARN}),
-    "llama, dynamic": ("Llama", {**SMALL, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    "llama, dynamic": (
+        "Llama",
+        {**SMALL, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+    ),
     "llama, biases": ("Llama", {**SMALL, "attention_bias": True, "mlp_bias": True}),
     "llama, feed-forward biases": ("Llama", {**SMALL, "mlp_bias": True, "hidden_act": "gelu"}),
     "mistral": ("Mistral", {**SMALL, "sliding_window": 7}),

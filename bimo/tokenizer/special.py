@@ -1,0 +1,107 @@
+"""Which tokens open and end a text, and how a conversation is written: what stands beside a `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
+END_OF_TURN = "<|end_of_turn|>"
+ENDS = (END_OF_TURN, "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>", "<|end|>")
+"""Control tokens that end an answer wherever they exist: our own, and those of ChatML, Llama 3, Gemma, GPT-2, Phi."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """The tokens with a role, by name; '' when there is none.
+
+    Attributes:
+        begin: Opens a document.
+        end: Ends a document.
+        pad: Fills rows.
+        ends: Also end an answer.
+        add_begin: Whether prompts start with `begin`. None: as the tokenizer's own post-processor does.
+        template: How a conversation is written, in Jinja; '' when there is none.
+    """
+
+    begin: str = ""
+    end: str = ""
+    pad: str = ""
+    ends: tuple[str, ...] = ()
+    add_begin: bool | None = None
+    template: str = ""
+
+    @classmethod
+    def beside(cls, tokenizer: Path, names: dict[int, str]) -> SpecialTokens | None:
+        """What the files beside a `tokenizer.json` say; None when there are none.
+
+        Args:
+            tokenizer: The path of the tokenizer.json.
+            names: Names of its added tokens by id.
+        """
+        folder = tokenizer.parent
+        config = _read(folder / "tokenizer_config.json")
+        named = _read(folder / "special_tokens_map.json")
+        ids = _read(folder / "config.json") | _read(folder / "generation_config.json")
+        if not config and not named and not ids:
+            return None
+
+        def name(role: str) -> str:
+            for source in (config, named):
+                value = source.get(f"{role}_token")
+                value = value.get("content") if isinstance(value, dict) else value
+                if isinstance(value, str):
+                    return value
+            if f"{role}_token" in config:  # null there says that there is none
+                return ""
+            number = ids.get(f"{role}_token_id")
+            return names.get(number[0] if isinstance(number, list) and number else number, "")  # type: ignore[arg-type]
+
+        ends = ids.get("eos_token_id")
+        ends = ends if isinstance(ends, list) else [ends]
+        add_begin = config.get("add_bos_token")
+        return cls(
+            begin=name("bos"),
+            end=name("eos"),
+            pad=name("pad"),
+            ends=tuple(names[i] for i in ends if i in names),
+            add_begin=add_begin if isinstance(add_begin, bool) else None,
+            template=_template(folder, config),
+        )
+
+    @classmethod
+    def found_in(cls, control: Iterable[str], template: str) -> SpecialTokens:
+        """bimo's own tokens, as far as a tokenizer has them."""
+        names = [name if name in control else "" for name in (BEGIN, END, PAD)]
+        return cls(*names, add_begin=bool(names[0]) or None, template=template if END_OF_TURN in control else "")
+
+    def config(self) -> dict[str, Any]:
+        """The same as a tokenizer_config.json, without empty entries."""
+        words: dict[str, Any] = {"bos_token": self.begin, "eos_token": self.end, "pad_token": self.pad}
+        words["chat_template"] = self.template
+        found = {key: value for key, value in words.items() if value}
+        return found if self.add_begin is None else {**found, "add_bos_token": self.add_begin}
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str:
+    """The chat template: a file of its own, or in the configuration, where it may be one of several."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8", errors="replace")
+    template = config.get("chat_template") or _read(folder / "chat_template.json").get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, {} when there is none: these files are optional."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
