@@ -17,9 +17,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 if TYPE_CHECKING:
     from bimo.core.config import ModelSpec, TrainingSettings
     from bimo.core.errors import UserError
+    from bimo.core.registry import register
     from bimo.engine import Engine, SamplingParams
     from bimo.lm import LM, load, new
     from bimo.model.gpt import GPT
+    from bimo.model.packed import unpack
     from bimo.tokenizer import Tokenizer
     from bimo.training import Callback, Trainer
 
@@ -38,6 +40,8 @@ _HOMES = {
     "UserError": "bimo.core.errors",
     "load": "bimo.lm",
     "new": "bimo.lm",
+    "register": "bimo.core.registry",
+    "unpack": "bimo.model.packed",
 }
 
 __all__ = [
@@ -53,6 +57,8 @@ __all__ = [
     "UserError",
     "load",
     "new",
+    "register",
+    "unpack",
 ]
 
 

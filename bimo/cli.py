@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bimo.core.errors import UserError, nearest
+from bimo.core.registry import import_modules
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bimo.flags import Parser
+    from bimo.lm import LM
 
 INTERRUPTED = 130
 
@@ -51,6 +53,7 @@ def doctor(arguments: list[str]) -> int:
     """Test this machine, or a model of yours, and say how to mend what is wrong."""
     parser = _parser("doctor", doctor)
     parser.add_argument("--model", type=str, default="", help="A run or model folder to examine.")
+    _add_modules(parser)
     parser.add_argument("--seconds", type=float, default=10.0, help="How long to measure the machine's speed.")
     options = parser.parse_args(arguments)
     from bimo.core.doctor import Check, environment_checks
@@ -68,9 +71,8 @@ def doctor(arguments: list[str]) -> int:
 
     if options.model:
         from bimo.evaluation.health import model_checks
-        from bimo.lm import load
 
-        for check in model_checks(load(options.model).model):
+        for check in model_checks(_load(options).model):
             show(check)
     else:
         for check in environment_checks(Path.cwd(), options.seconds):
@@ -205,7 +207,9 @@ def _settings(verb: str, command: Callable[..., int], arguments: list[str]) -> t
         own = ["--name", run.name, "--folder", str(run.parent)]  # the folder may have been moved or renamed
         arguments = ["--config", str(run / "run.yaml"), *arguments, *own]
     options = parser.parse_args(arguments)
-    return RunSettings.from_dict(settings_values(options, RunSettings)), bool(options.resume)
+    values = settings_values(options, RunSettings)
+    import_modules(values["modules"])  # before the settings are checked: they may name parts of the user
+    return RunSettings.from_dict(values), bool(options.resume)
 
 
 def _check_readable(recipe: Path) -> None:
@@ -223,7 +227,7 @@ def _generation(
     from bimo.flags import add_settings, settings_values
 
     parser = _parser(verb, command)
-    parser.add_argument("model", type=str, help="A run or model folder, for example runs/demo.")
+    _add_model(parser)
     if with_prompt:
         parser.add_argument("prompt", type=str, nargs="?", default="", help="How the text begins.")
     else:
@@ -231,9 +235,26 @@ def _generation(
     add_settings(parser, SamplingParams)
     options = parser.parse_args(arguments)
     sampling = SamplingParams.from_dict(settings_values(options, SamplingParams)).to_dict()
+    return options, sampling, _load(options)
+
+
+def _add_model(parser: Parser) -> None:
+    """The model that a command works with, and the parts that it may need."""
+    text = "A run (runs/demo), a Hugging Face folder or hub name, or a .gguf file."
+    parser.add_argument("model", type=str, help=text)
+    _add_modules(parser)
+
+
+def _add_modules(parser: Parser) -> None:
+    text = "Python files or modules that register parts which the model was made with."
+    parser.add_argument("--modules", type=list[str], default=[], help=text)
+
+
+def _load(options: Any) -> LM:
+    import_modules(options.modules)
     from bimo.lm import load
 
-    return options, sampling, load(options.model)
+    return load(options.model)
 
 
 if __name__ == "__main__":

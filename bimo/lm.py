@@ -15,7 +15,7 @@ from bimo.core.batch import Batch
 from bimo.core.config import ModelSpec, TrainingSettings
 from bimo.core.errors import UserError
 from bimo.engine import Engine, SamplingParams
-from bimo.interop import load_model, save_model
+from bimo.interop import find_model, open_model, save_model
 from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Trainer
@@ -25,18 +25,44 @@ from bimo.training.losses import Loss
 class LM:
     """A language model as a person uses it.
 
-    Attributes:
+    Args:
         model: The GPT, a torch module: `lm.model(ids)` gives logits (B, T, V).
-        tokenizer: Text to ids and back.
+        tokenizer: Text to ids and back; None for a model that came without one.
+        source: The folder or file that the model was read from and still equals.
+
+    Attributes:
+        model: As given.
+        source: As given; None as soon as the model was trained.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
-        if tokenizer.vocab_size > model.spec.vocab_size:
+    def __init__(self, model: GPT, tokenizer: Tokenizer | None, source: Path | None = None) -> None:
+        if tokenizer is not None and tokenizer.vocab_size > model.spec.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model.spec.vocab_size}",
                 mend="Use the tokenizer that the model was trained with.",
             )
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.source = model, source
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back.
+
+        Raises:
+            UserError: The model came without one.
+        """
+        if self._tokenizer is None:
+            raise UserError(
+                "this model came without a tokenizer.json, so it knows ids and no text",
+                where=str(self.source or "model"),
+                mend="Put a tokenizer.json into its folder, or use lm.model(ids).",
+            )
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be used."""
+        return self._tokenizer is not None
 
     def generate(self, prompt: str, **options: Any) -> str:
         """Continue a text.
@@ -85,6 +111,7 @@ class LM:
             loss: A loss of your own, (logits, targets, weights) → scalar.
             callbacks: See `bimo.training.Callback`.
         """
+        self.source = None
         Trainer(self, settings, loss=loss, callbacks=callbacks).fit(inputs, targets, epochs=epochs)
         return self
 
@@ -104,8 +131,9 @@ class LM:
         """Write the model's folder: weights, configuration, tokenizer; it opens in transformers as it lies."""
         folder = Path(folder)
         with write_folder(folder) as target:
-            save_model(target, self.model, self.tokenizer)
-            self.tokenizer.save(target)
+            save_model(target, self.model, self._tokenizer)
+            if self._tokenizer is not None:
+                self._tokenizer.save(target)
         return folder
 
     def _rows(self, inputs: Any, targets: Any) -> Iterator[tuple[list[int], int]]:
@@ -150,23 +178,19 @@ class LM:
         return numbers
 
 
-def load(path: str | Path) -> LM:
-    """Open a run (`runs/NAME`) or a model folder.
+def load(name: str | Path) -> LM:
+    """Open a run (`runs/NAME`), a Hugging Face folder or hub name, or a .gguf file.
+
+    Weights of a .gguf file stay packed in the mapped file; generation and training unpack them.
 
     Raises:
         UserError: There is nothing that can be opened; it says what was looked for.
     """
-    if not isinstance(path, (str, Path)):
-        raise UserError(f"a path must be text, is {type(path).__name__}", mend="For example bimo.load('runs/demo').")
-    path = Path(path)
-    if path.suffix == ".gguf":
-        raise UserError("GGUF files cannot be opened yet", where=str(path), mend="Give a run or a model folder.")
-    folder = path / "model" if (path / "model" / "config.json").exists() else path
-    if not (folder / "config.json").exists():
-        if (path / "run.yaml").exists():
-            raise UserError("this run has no model yet", where=str(path), mend=f"Finish it: bimo train --resume {path}")
-        raise UserError("no run and no model folder", where=str(path), mend="See which runs there are: ls runs")
-    return LM(load_model(folder), Tokenizer.load(folder))
+    if not isinstance(name, (str, Path)):
+        raise UserError(f"a path must be text, is {type(name).__name__}", mend="For example bimo.load('runs/demo').")
+    path = find_model(name)
+    model, tokenizer = open_model(path)
+    return LM(model, tokenizer, source=path)
 
 
 def new(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int = 0) -> LM:

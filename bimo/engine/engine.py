@@ -19,6 +19,7 @@ from bimo.engine.request import SamplingParams, StopStrings
 from bimo.engine.sampling import next_token
 from bimo.model.cache import KVCache
 from bimo.model.gpt import GPT
+from bimo.model.packed import unpack
 from bimo.tokenizer import Tokenizer
 
 FinishReason = Literal["end", "stop", "max_tokens", "context"]
@@ -44,12 +45,13 @@ class Engine:
     """Generates with one model.
 
     Args:
-        model: A GPT; it is put into evaluation mode for each request.
+        model: A GPT; it is put into evaluation mode for each request, and packed weights are unpacked: once per model,
+            memory for speed.
         tokenizer: The tokenizer it was trained with.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = unpack(model), tokenizer
 
     def generate(self, prompts: Iterable[str], params: SamplingParams | None = None) -> list[Completion]:
         """An answer to each prompt, in order."""

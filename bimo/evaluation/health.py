@@ -12,12 +12,14 @@ from bimo.core.config import ModelSpec
 from bimo.core.doctor import Check
 from bimo.model.cache import KVCache
 from bimo.model.gpt import GPT
+from bimo.model.packed import unpack
 
 _CACHE_TOLERANCE = 1e-4  # logits in fp32; the order of sums differs between one token and many
 
 
 def model_checks(model: GPT) -> Iterator[Check]:
     """All checks of one model; those on gradients and on the first loss use a fresh model of its shape."""
+    unpack(model)
     yield finite(model)
     yield causality(model)
     yield cached_step(model)

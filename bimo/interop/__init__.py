@@ -1,5 +1,8 @@
-"""Weights of others, both ways: a bimo model is written so that other tools open it as it lies."""
+"""Weights and tokenizers of others, both ways: Hugging Face folders and GGUF files, for every family that
+`families.py` and `architectures.py` name."""
 
+from bimo.interop.gguf import load_gguf, save_gguf
 from bimo.interop.huggingface import load_model, save_model
+from bimo.interop.opening import find_model, open_model
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["find_model", "load_gguf", "load_model", "open_model", "save_gguf", "save_model"]

@@ -282,7 +282,7 @@ class Rope:
 
     def read(self, config: Config) -> Choices:
         found = dict(config.get("rope_parameters") or {})
-        local = {}
+        local: Config = {}
         if self.local_theta and {"full_attention", "sliding_attention"} & found.keys():
             found, local = dict(found.get("full_attention") or {}), found.get("sliding_attention") or {}
         elif config.get("rope_scaling"):

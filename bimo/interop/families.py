@@ -260,7 +260,7 @@ def canonical(spec: ModelSpec) -> ModelSpec:
     spec = replace(spec, dropout=0.0, initializer_range=0.02)
     if abs(spec.attention_scale - spec.head_dim**-0.5) < 1e-9:
         spec = replace(spec, attention_scale=0.0)
-    if not any(spec.windowed(layer) for layer in range(spec.n_layers)):
+    if spec.window >= spec.context_length or not any(spec.windowed(layer) for layer in range(spec.n_layers)):
         spec = replace(spec, window=0)
     if not spec.window:
         spec = replace(spec, full_layers=(), window_rope_theta=0.0)

@@ -29,18 +29,18 @@ _NO_WEIGHTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".atte
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def save_model(folder: Path, model: GPT, tokenizer: Tokenizer, dtype: str = "float32") -> None:
+def save_model(folder: Path, model: GPT, tokenizer: Tokenizer | None, dtype: str = "float32") -> None:
     """Write config.json, generation_config.json and model.safetensors into an existing folder.
 
     Args:
         folder: Where to.
         model: The model.
-        tokenizer: Settles the ids of control tokens in the configuration.
+        tokenizer: Settles the ids of control tokens in the configuration; None: there are none.
         dtype: float32, float16 or bfloat16.
     """
     config = config_of(model.spec, tokenizer) | {"dtype": dtype, "torch_dtype": dtype}
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
-    if len(tokenizer.end_ids) > 1:
+    if tokenizer is not None and len(tokenizer.end_ids) > 1:
         ends["eos_token_id"] = sorted(tokenizer.end_ids)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2), encoding="utf-8")
@@ -71,7 +71,7 @@ def load_model(folder: Path) -> GPT:
     return model.eval()
 
 
-def config_of(spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
+def config_of(spec: ModelSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The config.json of a spec; its own form is kept under "bimo", which others ignore."""
     family = family_of(spec)
     words = family.write(spec) if family else {"architectures": [PLAIN.architecture], "model_type": "bimo"}
@@ -80,9 +80,9 @@ def config_of(spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
         "initializer_range": spec.initializer_range,
         "attention_dropout": 0.0,
         "use_cache": True,
-        "bos_token_id": tokenizer.begin_id,
-        "eos_token_id": tokenizer.end_id,
-        "pad_token_id": tokenizer.pad_id,
+        "bos_token_id": tokenizer.begin_id if tokenizer else None,
+        "eos_token_id": tokenizer.end_id if tokenizer else None,
+        "pad_token_id": tokenizer.pad_id if tokenizer else None,
         "bimo": spec.to_dict(),
     }
 

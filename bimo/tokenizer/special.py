@@ -75,8 +75,9 @@ class SpecialTokens:
     @classmethod
     def found_in(cls, control: Iterable[str], template: str) -> SpecialTokens:
         """bimo's own tokens, as far as a tokenizer has them."""
-        names = [name if name in control else "" for name in (BEGIN, END, PAD)]
-        return cls(*names, add_begin=bool(names[0]) or None, template=template if END_OF_TURN in control else "")
+        begin, end, pad = (name if name in control else "" for name in (BEGIN, END, PAD))
+        template = template if END_OF_TURN in control else ""
+        return cls(begin, end, pad, add_begin=True if begin else None, template=template)
 
     def config(self) -> dict[str, Any]:
         """The same as a tokenizer_config.json, without empty entries."""

@@ -24,6 +24,7 @@ from bimo.core.batch import Batch
 from bimo.core.config import TrainingSettings
 from bimo.core.errors import UserError
 from bimo.core.registry import REGISTRIES
+from bimo.model.packed import unpack
 from bimo.model.recompute import recompute
 from bimo.training import state as checkpoint
 from bimo.training.callbacks import Callback, StepResult
@@ -86,7 +87,7 @@ class Trainer:
         self.device = machine.choose_device(self.settings.device).value
         self.precision = machine.choose_precision(self.device, self.settings.precision).value
         plain: Any = model.model if isinstance(model, TextModel) else model
-        self.model: Any = plain.to(self.device)
+        self.model: Any = unpack(plain).to(self.device)
         self.loss: Loss | None = loss
         if loss is None and self.settings.loss != "cross_entropy":
             self.loss = REGISTRIES["loss"].get(self.settings.loss)

@@ -1,0 +1,332 @@
+"""The layout of GGUF files (ggml's specification, versions 2 and 3): read with mistrust, written piece by piece.
+
+Every count and length in a header is compared with the bytes that are left before anything is made of it, so that a
+hostile file costs neither time nor memory. Tensors stay in the file, mapped privately: what is written to them does not
+reach the disk.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from bimo.core.errors import UserError
+from bimo.model.blocks import FORMATS
+
+ALIGNMENT = 32
+_AGAIN = "Download or export the file again."
+_MOST_ENTRIES, _MOST_TENSORS, _MOST_ITEMS = 2**16, 2**17, 2**22
+_LONGEST_HEADER = 2**26  # bytes; a vocabulary of 256,000 tokens with its merges needs some 16 MB
+_LARGEST_TENSOR = 2**48  # numbers
+_BY_NUMBER = {format.number: format for format in FORMATS.values()}
+_NUMBERS = {
+    0: "u1",
+    1: "i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "u1",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies.
+
+    Attributes:
+        name: Its name.
+        shape: Outermost dimension first.
+        type: ggml's number of the type.
+        offset: From the beginning of the file, in bytes.
+        n_bytes: Its size.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+    n_bytes: int
+
+
+class GGUFFile:
+    """A file whose header is sound.
+
+    Attributes:
+        path: The file.
+        metadata: Its fields.
+        tensors: Its tensors by name.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, Any], tensors: dict[str, TensorInfo]) -> None:
+        self.path, self.metadata, self.tensors = path, metadata, tensors
+        self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
+
+    def data(self, name: str) -> np.ndarray:
+        """The bytes of a tensor, uint8, mapped."""
+        info = self.tensors[name]
+        return self._bytes[info.offset : info.offset + info.n_bytes]
+
+
+def read_gguf(path: Path) -> GGUFFile:
+    """Read the header of a file; tensors are mapped and not read.
+
+    Raises:
+        UserError: There is no such file, or anything about it is not as it should be.
+    """
+    if not path.is_file():
+        raise UserError("no such file", where=str(path), mend="Give a .gguf file.")
+    size = path.stat().st_size
+    if size < 24:
+        raise UserError("not a GGUF file", where=str(path), mend="Give a file in llama.cpp's format.")
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), min(size, _LONGEST_HEADER), access=mmap.ACCESS_READ) as header,
+        ):
+            reader = _Header(header, path, size)
+            n_tensors, n_entries = reader.opening()
+            metadata = dict(reader.entries(n_entries))
+            tensors = {tensor.name: tensor for tensor in reader.tensors(n_tensors, metadata)}
+    except OSError as error:
+        raise UserError(f"cannot be read ({error})", where=str(path), mend="Check the file.") from error
+    return GGUFFile(path, metadata, tensors)
+
+
+class _Header:
+    """A cursor over the bytes of a header.
+
+    Args:
+        data: The beginning of the file.
+        path: What to name in errors.
+        size: Bytes of the whole file.
+    """
+
+    def __init__(self, data: mmap.mmap, path: Path, size: int) -> None:
+        self.data, self.path, self.size, self.at = data, path, size, 0
+
+    def refuse(self, what: str, mend: str = _AGAIN) -> NoReturn:
+        raise UserError(what, where=str(self.path), mend=mend)
+
+    def opening(self) -> tuple[int, int]:
+        """Magic, version, and the counts of tensors and fields."""
+        if self.take(4, "the magic") != b"GGUF":
+            self.refuse("not a GGUF file", "Give a file in llama.cpp's format.")
+        version = self.number("<u4", "the version")
+        if version in (2 << 24, 3 << 24):
+            self.refuse("a GGUF file for big-endian machines", "Export it for little-endian ones.")
+        if version not in (2, 3):
+            self.refuse(f"GGUF version {version} is not supported", "Convert it to version 3.")
+        n_tensors, n_entries = self.number("<u8", "the count of tensors"), self.number("<u8", "the count of fields")
+        if n_tensors > _MOST_TENSORS or n_tensors * 24 > len(self.data):
+            self.refuse(f"it claims {n_tensors} tensors, more than it can hold")
+        if n_entries > _MOST_ENTRIES or n_entries * 13 > len(self.data):
+            self.refuse(f"it claims {n_entries} fields, more than it can hold")
+        return n_tensors, n_entries
+
+    def entries(self, count: int) -> Iterable[tuple[str, Any]]:
+        """The fields."""
+        seen: set[str] = set()
+        for _ in range(count):
+            key = self.text("the name of a field")
+            if key in seen:
+                self.refuse(f"the field {key!r} stands twice")
+            seen.add(key)
+            yield key, self.value(self.number("<u4", f"the type of {key!r}"), key)
+
+    def value(self, kind: int, key: str) -> Any:
+        """A field's value."""
+        if kind == _STRING:
+            return self.text(f"the field {key!r}")
+        if kind == _ARRAY:
+            return self.array(key)
+        if kind not in _NUMBERS:
+            self.refuse(f"the field {key!r} has the unknown type {kind}")
+        number = self.number(_NUMBERS[kind], f"the field {key!r}")
+        return self.truth([number], key)[0] if kind == _BOOL else number
+
+    def array(self, key: str) -> list[Any]:
+        """A field's list of numbers or texts."""
+        kind, count = self.number("<u4", f"the type of {key!r}"), self.number("<u8", f"the length of {key!r}")
+        item = 8 if kind == _STRING else np.dtype(_NUMBERS[kind]).itemsize if kind in _NUMBERS else 0
+        if item == 0:
+            self.refuse(f"the field {key!r} is a list of the type {kind}, which is not supported")
+        if count > _MOST_ITEMS or count * item > len(self.data) - self.at:
+            self.refuse(f"the field {key!r} claims {count} items, more than the file holds")
+        if kind == _STRING:
+            return self.texts(count, key)
+        values = np.frombuffer(self.take(count * item, f"the field {key!r}"), dtype=_NUMBERS[kind]).tolist()
+        return self.truth(values, key) if kind == _BOOL else values
+
+    def truth(self, values: list[int], key: str) -> list[bool]:
+        if any(value > 1 for value in values):
+            self.refuse(f"the field {key!r} holds a truth value that is neither 0 nor 1")
+        return [bool(value) for value in values]
+
+    def texts(self, count: int, key: str) -> list[str]:
+        """Many texts at once; this loop is most of the time of opening a file."""
+        data, at, limit, unpack = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from
+        found = []
+        try:
+            for _ in range(count):
+                start = at + 8
+                at = start + unpack(data, at)[0]
+                if at > limit:
+                    self.refuse(f"the field {key!r} is cut off")
+                found.append(data[start:at].decode())
+        except struct.error:
+            self.refuse(f"the field {key!r} is cut off")
+        except UnicodeDecodeError:
+            # Vocabularies of bytes hold what is no text; it has no place in a tokenizer that is made of text.
+            self.refuse(f"the field {key!r} holds a text that is not UTF-8")
+        self.at = at
+        return found
+
+    def tensors(self, count: int, metadata: dict[str, Any]) -> list[TensorInfo]:
+        """Where the tensors lie, checked against each other and the end of the file."""
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if not isinstance(alignment, int) or alignment not in {2**n for n in range(3, 17)}:
+            self.refuse(f"general.alignment is {alignment!r}, and must be a power of two from 8 to 65536")
+        raw = [self.tensor() for _ in range(count)]
+        names = {tensor.name for tensor in raw}
+        if len(names) != len(raw):
+            twice = next(t.name for i, t in enumerate(raw) if any(t.name == u.name for u in raw[:i]))
+            self.refuse(f"the tensor {twice!r} stands twice")
+        start = -(-self.at // alignment) * alignment
+        found = [TensorInfo(t.name, t.shape, t.type, start + t.offset, t.n_bytes) for t in raw]
+        for tensor in found:
+            if (tensor.offset - start) % alignment:
+                self.refuse(f"the tensor {tensor.name!r} does not lie at a multiple of {alignment} bytes")
+            if tensor.offset + tensor.n_bytes > self.size:
+                self.refuse(f"the tensor {tensor.name!r} reaches beyond the end of the file: it is cut off or damaged")
+        ordered = sorted(found, key=lambda tensor: tensor.offset)
+        for first, second in pairwise(ordered):
+            if first.offset + first.n_bytes > second.offset:
+                self.refuse(f"the tensors {first.name!r} and {second.name!r} overlap")
+        return found
+
+    def tensor(self) -> TensorInfo:
+        name = self.text("the name of a tensor")
+        what = f"the tensor {name!r}"
+        n_dims = self.number("<u4", what)
+        if not 1 <= n_dims <= 4:
+            self.refuse(f"{what} has {n_dims} dimensions")
+        sizes = [self.number("<u8", what) for _ in range(n_dims)]
+        kind, offset = self.number("<u4", what), self.number("<u8", what)
+        n_numbers = 1
+        for size in sizes:
+            n_numbers *= size
+        if n_numbers < 1 or n_numbers > _LARGEST_TENSOR:
+            self.refuse(f"{what} has the impossible shape {' x '.join(map(str, sizes))}")
+        format = _BY_NUMBER.get(kind)
+        if format is None:
+            self.refuse(
+                f"{what} has the type {kind}, which is not supported", f"Quantise it as one of {', '.join(FORMATS)}."
+            )
+        if sizes[0] % format.block_size:
+            self.refuse(f"{what} has rows of {sizes[0]} numbers, no whole blocks of {format.block_size}")
+        n_bytes = n_numbers // format.block_size * format.block_bytes
+        return TensorInfo(name, tuple(reversed(sizes)), kind, offset, n_bytes)
+
+    def text(self, what: str) -> str:
+        length = self.number("<u8", what)
+        try:
+            return self.take(length, what).decode()
+        except UnicodeDecodeError:
+            self.refuse(f"{what} is not UTF-8")
+
+    def number(self, kind: str, what: str) -> Any:
+        return np.frombuffer(self.take(np.dtype(kind).itemsize, what), dtype=kind)[0].item()
+
+    def take(self, count: int, what: str) -> bytes:
+        if count > len(self.data) - self.at:
+            self.refuse(f"{what} is cut off")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+
+def write_gguf(
+    path: Path,
+    metadata: dict[str, Any],
+    tensors: list[tuple[str, tuple[int, ...], int]],
+    data: Callable[[str], np.ndarray],
+) -> None:
+    """Write a file, one tensor after the other; it appears under its name when it is whole.
+
+    Args:
+        path: Where to; an existing file is replaced.
+        metadata: Fields: bool, int, float, str, or a list of one of these.
+        tensors: (name, shape with the outermost dimension first, ggml's number of the type).
+        data: Gives a tensor's bytes by name, uint8.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    sizes = {}
+    try:
+        with part.open("wb") as file:
+            file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+            for key, value in metadata.items():
+                file.write(_text(key) + _value(value))
+            offset = 0
+            for name, shape, kind in tensors:
+                format = _BY_NUMBER[kind]
+                sizes[name] = format.row_bytes(shape[-1]) * int(np.prod(shape[:-1], dtype=np.int64))
+                file.write(_text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape)))
+                file.write(struct.pack("<IQ", kind, offset))
+                offset += _padded(sizes[name])
+            file.write(bytes(_padded(file.tell()) - file.tell()))
+            for name, _, _ in tensors:
+                content = data(name)
+                assert content.nbytes == sizes[name], f"{name} has {content.nbytes} bytes, not {sizes[name]}"
+                file.write(content.tobytes() if not content.flags.c_contiguous else content.data)
+                file.write(bytes(_padded(sizes[name]) - sizes[name]))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error})", where=str(path), mend="Check the folder.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: Any) -> bytes:
+    """Type and value of a field."""
+    if isinstance(value, list):
+        kind = 5 if value and isinstance(value[0], int) and not isinstance(value[0], bool) else _kind(value[:1])
+        items = b"".join(map(_text, value)) if kind == _STRING else np.array(value, dtype=_NUMBERS[kind]).tobytes()
+        return struct.pack("<IIQ", _ARRAY, kind, len(value)) + items
+    kind = _kind([value])
+    if kind == _STRING:
+        return struct.pack("<I", kind) + _text(value)
+    return struct.pack("<I", kind) + np.array(value, dtype=_NUMBERS[kind]).tobytes()
+
+
+def _kind(values: list[Any]) -> int:
+    """The type of the first value; of an empty list, text."""
+    value = values[0] if values else ""
+    if isinstance(value, bool):
+        return _BOOL
+    if isinstance(value, int):
+        return (4 if value < 2**32 else 10) if value >= 0 else 11
+    return 6 if isinstance(value, float) else _STRING

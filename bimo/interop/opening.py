@@ -1,0 +1,66 @@
+"""One door for every model that a person may have: a run, a Hugging Face folder or hub name, a GGUF file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bimo.core.errors import UserError, require
+from bimo.interop.gguf import load_gguf
+from bimo.interop.huggingface import load_model
+from bimo.model.gpt import GPT
+from bimo.tokenizer import Tokenizer
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_NEEDED = ("*.json", "*.safetensors", "*.jinja")
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder or file that a name means: a run's model, a model folder, a .gguf file, or a hub name's local copy.
+
+    Raises:
+        UserError: There is nothing; it says what was looked for.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" and not path.is_dir():
+        if not path.is_file():
+            raise UserError("no such file", where=str(path), mend="Give a .gguf file, a run or a model folder.")
+        return path
+    folder = path / "model" if (path / "model" / "config.json").exists() else path
+    if (folder / "config.json").exists():
+        return folder
+    if (path / "run.yaml").exists():
+        raise UserError("this run has no model yet", where=str(path), mend=f"Finish it: bimo train --resume {path}")
+    # Two words with a slash may be a path that was mistyped: only a folder that is not there is asked for.
+    if _HUB_NAME.fullmatch(str(name)) and not path.exists() and not path.parent.exists():
+        return _from_hub(str(name))
+    raise UserError("no run and no model folder", where=str(path), mend="See which runs there are: ls runs")
+
+
+def open_model(path: Path) -> tuple[GPT, Tokenizer | None]:
+    """The model and tokenizer at a path that `find_model` gave; None when a folder holds no tokenizer.
+
+    Raises:
+        UserError: A file is missing, damaged or not supported.
+    """
+    if path.suffix == ".gguf":
+        return load_gguf(path)
+    model = load_model(path)
+    return model, Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
+
+
+def _from_hub(name: str) -> Path:
+    """A hub model's local folder: fetched where there is a network, else out of the local cache."""
+    hub = require("huggingface_hub", "hub")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=list(_NEEDED)))
+    except Exception as first:  # the hub's errors have many classes; the user learns what the last one said
+        try:
+            return Path(hub.snapshot_download(name, allow_patterns=list(_NEEDED), local_files_only=True))
+        except Exception:
+            short = " ".join(str(first).split())[:200]
+            raise UserError(
+                f"no run, no model folder, and no model of the hub that can be had ({type(first).__name__}: {short})",
+                where=name,
+                mend="Check the name; without a network, only models in the local cache can be opened.",
+            ) from first

@@ -1,0 +1,84 @@
+"""Weights that stay packed as GGUF blocks until they are computed with.
+
+A `PackedTensor` is a float32 parameter to everyone who looks at it: shape, state_dict, gradients. In memory it is the
+blocks of its file, mapped and not copied; each operation unpacks what it needs. `unpack` turns a whole model into plain
+tensors, which whoever computes more than once (engine, trainer) does first: memory for speed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from bimo.core.errors import UserError
+from bimo.model.blocks import BlockFormat, dequantize
+
+_aten = torch.ops.aten
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class PackedTensor(torch.Tensor):
+    """A float32 tensor (…, rows, width) that lies in memory as quantised rows.
+
+    Args:
+        rows: The blocks, uint8, (…, rows, bytes of a row).
+        format: What the blocks are.
+        width: Numbers in a row.
+    """
+
+    rows: Tensor
+    format: BlockFormat
+
+    @staticmethod
+    def __new__(cls, rows: Tensor, format: BlockFormat, width: int) -> PackedTensor:
+        shape = (*rows.shape[:-1], width)
+        tensor: PackedTensor = torch.Tensor._make_wrapper_subclass(
+            cls, shape, dtype=torch.float32, device=rows.device, requires_grad=False
+        )
+        tensor.rows, tensor.format = rows, format
+        return tensor
+
+    def __init__(self, rows: Tensor, format: BlockFormat, width: int) -> None:
+        """All is done in `__new__`, as torch wants it."""
+
+    def __repr__(self) -> str:  # type: ignore[override]  # torch's takes an argument of its own
+        return f"PackedTensor({self.format.name}, {tuple(self.shape)})"
+
+    def unpacked(self) -> Tensor:
+        """The numbers, float32."""
+        return dequantize(self.rows, self.format)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # a class method, as torch documents it
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        first = args[0] if args else None
+        if func in (_aten.detach.default, _aten.alias.default) and isinstance(first, PackedTensor):
+            return PackedTensor(first.rows, first.format, first.shape[-1])
+        if func is _aten.embedding.default and isinstance(first, PackedTensor):
+            return dequantize(first.rows[args[1]], first.format)  # only the rows that are asked for
+        if func._schema.is_mutable and isinstance(first, PackedTensor):
+            raise UserError(
+                "packed weights cannot be changed in place", mend="Call bimo.unpack(lm.model) before you train it."
+            )
+        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+
+
+def _plain(value: Any) -> Any:
+    return value.unpacked() if isinstance(value, PackedTensor) else value
+
+
+def unpack(model: Model) -> Model:
+    """Replace every packed parameter by a plain one of the same values, shared ones once. Returns the model."""
+    done: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, PackedTensor):
+                plain = done.get(id(parameter))
+                if plain is None:
+                    plain = done[id(parameter)] = nn.Parameter(parameter.unpacked(), parameter.requires_grad)
+                module._parameters[name] = plain
+    return model
