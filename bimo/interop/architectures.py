@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from bimo.core.errors import UserError
+from bimo.core.settings import field_names
 from bimo.core.spec import ModelSpec, RopeScaling
 from bimo.interop.families import Family, canonical
 from bimo.interop.tensors import TensorNames
@@ -162,9 +163,9 @@ def architecture_of(spec: ModelSpec) -> Architecture:
     with torch.device("meta"):
         shapes = {n: tuple(p.shape) for n, p in GPT(spec).named_parameters()}
     wanted = _comparable(spec)
+    nearest: list[str] | None = None
+    name = ""
     for architecture in ARCHITECTURES:
-        if spec.biases not in architecture.biases:
-            continue
         names = architecture.tensor_names(spec, shapes)
         theirs = {names.theirs(name): shape for name, shape in shapes.items()}
         try:
@@ -172,13 +173,25 @@ def architecture_of(spec: ModelSpec) -> Architecture:
             found = read_spec(architecture, write_spec(architecture, spec), theirs, factors)
         except (UserError, KeyError, TypeError, ValueError):
             continue
-        if _comparable(found) == wanted:
+        differing = _differing(wanted, _comparable(found), architecture)
+        if not differing:
             return architecture
+        if nearest is None or len(differing) < len(nearest):
+            nearest, name = differing, architecture.name
     raise UserError(
-        "llama.cpp has no architecture that computes this model's function (a window, a scale or a module differs)",
+        f"llama.cpp has no architecture that computes this model's function: {name}, the nearest, "
+        f"differs in {', '.join(nearest or ['everything'])}",
         where="GGUF",
         mend="Export a Hugging Face folder instead.",
     )
+
+
+def _differing(wanted: ModelSpec, found: ModelSpec, architecture: Architecture) -> list[str]:
+    """Fields in which what a file would say is not what the model is."""
+    names = [name for name in field_names(ModelSpec) if getattr(wanted, name) != getattr(found, name)]
+    odd = ["rotary_dim"] if wanted.positions == "rotary" and wanted.rotary_dim % 2 else []
+    biased = ["biases"] if wanted.biases not in architecture.biases else []
+    return list(dict.fromkeys([*names, *odd, *biased]))
 
 
 def read_spec(
@@ -249,7 +262,7 @@ def write_spec(architecture: Architecture, spec: ModelSpec) -> dict[str, Any]:
         words |= _write_scaling(spec)
     for ours, key in architecture.keys:
         value = getattr(spec, ours)
-        if value or isinstance(value, bool):
+        if (value or isinstance(value, bool)) and (spec.n_experts or not key.startswith("expert")):
             words[key] = value
     return {f"{architecture.name}.{key}": value for key, value in words.items()}
 

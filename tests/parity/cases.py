@@ -82,6 +82,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "SmolLM3",
         {**SMALL, "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 6, "mlp_bias": True},
     ),
+    "smollm3, as published": ("SmolLM3", {**SMALL, "num_hidden_layers": 5}),
     "olmo2": ("Olmo2", {**SMALL, "num_attention_heads": 6}),
     "olmo2, one key head": ("Olmo2", {**SMALL, "num_key_value_heads": 1, "attention_bias": True}),
     "gemma2": ("Gemma2", {**SMALL, "head_dim": 20, "sliding_window": 6, "query_pre_attn_scalar": 17}),
@@ -95,6 +96,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 100,
             "tie_word_embeddings": False,
         },
+    ),
+    "gemma2, as published": (
+        "Gemma2",
+        {**SMALL, "head_dim": 20, "sliding_window": 6, "query_pre_attn_scalar": 20},
+    ),
+    "gemma3, as published": (
+        "Gemma3Text",
+        {**SMALL, "num_hidden_layers": 7, "head_dim": 20, "sliding_window": 6, "query_pre_attn_scalar": 20},
     ),
     "gemma3": ("Gemma3Text", {**SMALL, "head_dim": 20, "sliding_window": 6, "sliding_window_pattern": 2}),
     "gemma3, linear scaling": (
@@ -113,6 +122,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3": ("Phi3", {**SMALL, "sliding_window": 9}),
+    "phi3, no window": ("Phi3", {**SMALL, "sliding_window": None}),
     "phi3, half a head": ("Phi3", {**SMALL, "partial_rotary_factor": 0.5}),
     "phi3, longrope, short text": (
         "Phi3",
