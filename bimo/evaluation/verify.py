@@ -1,0 +1,306 @@
+"""Proof instead of hope: is this model the function that its files describe, whoever computes it?
+
+The model under test is compared, layer by layer, with a slow float64 GPT in NumPy (`reference.py`) and, where it is
+installed, with transformers, both on weights that are read anew from the model's files; then with itself, by other
+ways that must not matter; then with its exports. A test seeds bugs into a model and demands that each is found.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import bimo
+from bimo.core.errors import UserError
+from bimo.core.settings import field_names
+from bimo.core.spec import ModelSpec
+from bimo.evaluation import exports, probes
+from bimo.evaluation.certificate import Certificate, Finding
+from bimo.evaluation.comparing import TOLERANCES, compare, finding, same_tokens, scale_of
+from bimo.evaluation.reference import ReferenceGPT
+from bimo.evaluation.texts import compare_tokenizers
+from bimo.evaluation.transformers_reference import TransformersReference
+from bimo.interop import open_model, save_model
+from bimo.interop.families import Family, family_of
+from bimo.model.gpt import GPT
+from bimo.model.packed import unpack
+from bimo.tokenizer import Tokenizer
+
+REFERENCES = ("numpy", "transformers")
+_GREEDY = 64  # tokens of greedy text
+_STEP = 1e-4  # of the central difference
+
+
+class Model(Protocol):
+    """What is verified: a `bimo.LM`."""
+
+    model: GPT
+    source: Path | None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it knows text."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+
+
+def verify(
+    lm: Model,
+    *,
+    references: Sequence[str] = REFERENCES,
+    formats: Sequence[str] = exports.FORMATS,
+    seed: int = 0,
+    on_finding: Callable[[Finding], None] | None = None,
+) -> Certificate:
+    """Compare a model with its references, with itself and with its exports.
+
+    Args:
+        lm: The model. Packed weights are unpacked.
+        references: "numpy", and "transformers", which is left out where it is not installed or knows no such model.
+        formats: The exports to make and compare: "hf" and names of `interop.gguf.EXPORTS`; those that cannot hold this
+            model are left out.
+        seed: Of the random ids.
+        on_finding: Called with each finding as soon as it is there.
+
+    Returns:
+        The certificate; `ok` says whether all is well, `verdict` says it in one line.
+
+    Raises:
+        UserError: A reference is unknown, or the model's files cannot be read any more.
+    """
+    unknown = [name for name in references if name not in REFERENCES]
+    if unknown:
+        raise UserError(f"no reference {unknown[0]!r}", mend=f"Use {' or '.join(REFERENCES)}.")
+    trial = _Trial.of(lm, seed)
+    findings = []
+    for found in _findings(trial, references, formats):
+        findings.append(found)
+        if on_finding:
+            on_finding(found)
+    packages = ("torch", "numpy", *(name for name in ("transformers",) if name in references and _installed(name)))
+    return Certificate(
+        model=str(lm.source.parent if lm.source and lm.source.name == "model" else lm.source or "a model in memory"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"bimo": bimo.__version__, **{name: importlib.metadata.version(name) for name in packages}},
+        spec=trial.model.spec.to_dict(),
+        weights={name: _digest(p) for name, p in trial.model.named_parameters()},
+        files={path.name: _file_digest(path) for path in _files(lm.source)},
+        tolerances=TOLERANCES,
+        findings=tuple(findings),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """The model under test, and what it is compared with.
+
+    Attributes:
+        model: Under test.
+        original: Read anew from the files; the same object where there are none.
+        tokenizer: Under test; None where there is none.
+        original_tokenizer: Read anew.
+        source: The files; None for a model in memory.
+        ids: The probe, (2, T).
+        notes: What the probe cannot reach.
+    """
+
+    model: GPT
+    original: GPT
+    tokenizer: Tokenizer | None
+    original_tokenizer: Tokenizer | None
+    source: Path | None
+    ids: Tensor
+    notes: list[str]
+
+    @classmethod
+    def of(cls, lm: Model, seed: int) -> _Trial:
+        model = unpack(lm.model).eval()
+        if model.lm_head.weight.device.type != "cpu":
+            model = copy.deepcopy(model).cpu()
+        original, tokenizer = model, lm.tokenizer if lm.has_tokenizer else None
+        fresh = tokenizer
+        if lm.source is not None:
+            original, fresh = open_model(lm.source)
+            original = unpack(original).eval()
+        ids, notes = probes.probe_ids(original.spec, seed)
+        return cls(model, original, tokenizer, fresh, lm.source, ids, notes)
+
+
+def _findings(trial: _Trial, references: Sequence[str], formats: Sequence[str]) -> Iterator[Finding]:
+    if trial.source is not None:
+        yield _choices(trial.model.spec, trial.original.spec)
+        ours, theirs = (dict(model.named_parameters()) for model in (trial.model, trial.original))
+        yield compare("weights", "the files", ours, theirs)
+        if trial.model.spec.tied_embeddings and trial.model.lm_head.weight is not trial.model.embed_tokens.weight:
+            yield finding("weights", "the spec", math.inf, "lm_head.weight", note="not tied to the embeddings")
+    if trial.tokenizer is not None and trial.original_tokenizer is not None:
+        yield compare_tokenizers(trial.tokenizer, trial.original_tokenizer)
+    found = probes.activations(trial.model, trial.ids)
+    if "numpy" in references:
+        yield from _against_numpy(trial, found)
+    if "transformers" in references and _installed("transformers"):
+        yield from _against_transformers(trial, found)
+    yield from _against_itself(trial, found["logits"])
+    yield from exports.compare_exports(trial.model, trial.tokenizer, formats)
+
+
+def _choices(ours: ModelSpec, theirs: ModelSpec) -> Finding:
+    names = [name for name in field_names(ModelSpec) if getattr(ours, name) != getattr(theirs, name)]
+    return finding("choices", "the files", float(len(names)), names[0] if names else "", note=", ".join(names))
+
+
+def _against_numpy(trial: _Trial, found: dict[str, Tensor]) -> Iterator[Finding]:
+    """Activations, logits, loss, slopes and greedy text."""
+    weights = {name: p.detach().numpy() for name, p in trial.original.named_parameters()}
+    try:
+        reference = ReferenceGPT(trial.original.spec, weights)
+    except UserError as error:  # a module of the user, which no reference knows
+        yield finding("activations", "NumPy", 0.0, note=f"left out: {error.what}")
+        return
+    ids = trial.ids.numpy()
+    trace = {name: torch.from_numpy(values) for name, values in reference.trace(ids).activations.items()}
+    yield from _outcomes("NumPy, float64", found, trace, trial)
+    for name, ours, theirs in _slopes(trial, reference, weights):
+        difference = abs(ours - theirs) / max(abs(theirs), 1e-6)
+        result = finding("slope", "NumPy, float64", difference, name)
+        if not result.ok or name == "norm":
+            yield result
+    prompt = trial.ids[0, :16]
+    n_tokens = min(_GREEDY, trial.model.spec.context_length - len(prompt))
+    if n_tokens > 0:
+        text = probes.greedy(trial.model, prompt, n_tokens)
+        whole = np.array([*prompt.tolist(), *text[:-1]])
+        logits = torch.from_numpy(reference.trace(whole).logits[0, len(prompt) - 1 :])
+        # Each token is the likeliest one after those before it: then so is the whole text.
+        tie = 2 * TOLERANCES["logits"].allowed * max(1.0, scale_of([logits]))
+        yield same_tokens("NumPy, float64", text, logits.argmax(dim=-1).tolist(), logits, tie)
+
+
+def _outcomes(name: str, found: dict[str, Tensor], trace: dict[str, Tensor], trial: _Trial) -> Iterator[Finding]:
+    inner = {key: values for key, values in trace.items() if key != "logits"}
+    result = compare("activations", name, found, inner)
+    yield Finding(**{**_fields(result), "note": "; ".join(trial.notes)})
+    yield compare("logits", name, found, {"logits": trace["logits"]}, floor=1.0)
+    ours, theirs = (float(probes.loss_of(t["logits"].double(), trial.ids)) for t in (found, trace))
+    yield finding("loss", name, abs(ours - theirs) / abs(theirs), "loss")
+
+
+def _slopes(
+    trial: _Trial, reference: ReferenceGPT, weights: dict[str, np.ndarray]
+) -> Iterator[tuple[str, float, float]]:
+    """Derivatives of the loss along a random direction for each layer, for what stands before all layers and after."""
+    ids = trial.ids[:1, :12]
+    _, gradients = probes.gradients(trial.model, ids)
+    groups: dict[str, list[str]] = {}
+    for name in weights:
+        groups.setdefault(".".join(name.split(".")[: 2 if name.startswith("layers.") else 1]), []).append(name)
+    generator = np.random.default_rng(0)
+    for group, names in groups.items():
+        # Steps in proportion to a tensor's size, so that none is drowned by another.
+        directions = {n: generator.standard_normal(weights[n].shape) * (weights[n].std() + 1e-3) for n in names}
+        losses = []
+        for sign in (1, -1):
+            moved = {n: weights[n].astype(np.float64) + sign * _STEP * d for n, d in directions.items()}
+            logits = ReferenceGPT(reference.spec, {**weights, **moved}).trace(ids.numpy()).logits
+            losses.append(reference.loss(logits[:, :-1], ids[:, 1:].numpy()))
+        ours = sum(float((gradients[n].double().numpy() * d).sum()) for n, d in directions.items() if n in gradients)
+        yield group, ours, (losses[0] - losses[1]) / (2 * _STEP)
+
+
+def _against_transformers(trial: _Trial, found: dict[str, Tensor]) -> Iterator[Finding]:
+    """Activations, logits, loss, gradients and greedy text."""
+    family = family_of(trial.original.spec)
+    if family is None:
+        yield finding("activations", "transformers", 0.0, note="left out: it has no such family")
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            reference = _opened(trial, family, Path(temporary))
+        except Exception as error:  # whatever transformers raises; the certificate says so, and the file is not proven
+            short = " ".join(str(error).split())[:160]
+            yield finding("activations", "transformers", math.inf, note=f"it cannot open this: {short}")
+            return
+        yield from _outcomes("transformers", found, reference.activations(trial.ids), trial)
+        ids = trial.ids[:, :_GREEDY]
+        (_, ours), (_, theirs) = probes.gradients(trial.model, ids), reference.gradients(ids)
+        yield compare("gradients", "transformers", ours, theirs, floor=1e-3 * scale_of(theirs.values()))
+        prompt = trial.ids[0, :16]
+        n_tokens = min(_GREEDY, trial.model.spec.context_length - len(prompt))
+        if n_tokens > 0:
+            text, expected = probes.greedy(trial.model, prompt, n_tokens), reference.greedy(prompt, n_tokens)
+            whole = torch.tensor([[*prompt.tolist(), *expected[:-1]]])
+            logits = reference.activations(whole)["logits"][0, len(prompt) - 1 :]
+            tie = 2 * TOLERANCES["logits"].allowed * max(1.0, scale_of([logits]))
+            yield same_tokens("transformers", text, expected, logits, tie)
+
+
+def _opened(trial: _Trial, family: Family, temporary: Path) -> TransformersReference:
+    """transformers on the model's own files where it reads them, else on a folder that bimo writes."""
+    source, spec = trial.source, trial.original.spec
+    if source is not None and source.is_dir():
+        model_type = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if model_type == family.model_type or model_type != "bimo":
+            return TransformersReference(source, family, spec)
+    if source is not None and source.is_file() and _installed("gguf"):
+        try:
+            return TransformersReference(source, family, spec)
+        except (ValueError, KeyError, NotImplementedError, RuntimeError):
+            pass  # an architecture that its GGUF reader does not know
+    save_model(temporary, trial.original, None)
+    return TransformersReference(temporary, family, spec)
+
+
+def _against_itself(trial: _Trial, logits: Tensor) -> Iterator[Finding]:
+    """Ways to the same logits that must not matter."""
+    model, ids = trial.model, trial.ids
+    ways = {
+        "cache": (probes.cached(model, ids), logits),
+        "batch": (probes.single(model, ids), logits),
+    }
+    for side in ("left", "right"):
+        result = probes.padded(model, ids, left=side == "left")
+        with torch.no_grad():
+            ways[f"padding, {side}"] = result, model(ids[:, : result.shape[1]]).float()
+    for name, (ours, plain) in ways.items():
+        yield compare(name, "the plain way", {"logits": ours}, {"logits": plain}, floor=1.0)
+
+
+def _fields(result: Finding) -> dict[str, Any]:
+    return {
+        name: getattr(result, name) for name in ("check", "reference", "difference", "allowed", "tensor", "position")
+    }
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _digest(parameter: Tensor) -> str:
+    return hashlib.sha256(parameter.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _files(source: Path | None) -> list[Path]:
+    if source is None:
+        return []
+    return [source] if source.is_file() else sorted([*source.glob("*.safetensors"), *source.glob("*.json")])
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
