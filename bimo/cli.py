@@ -157,9 +157,62 @@ def chat(arguments: list[str]) -> int:
         messages.append({"role": "assistant", "content": answer})
 
 
+def verify(arguments: list[str]) -> int:
+    """Prove that a model computes what its files say: against references, itself and its exports."""
+    parser = _parser("verify", verify)
+    _add_model(parser)
+    parser.add_argument("--output", type=str, default="", help="Where the certificate goes. Default: verify/MODEL.")
+    names = "numpy (always there) and transformers (where installed)."
+    parser.add_argument("--references", type=list[str], default=["numpy", "transformers"], help=names)
+    formats = ["hf", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K"]
+    parser.add_argument("--exports", type=list[str], default=formats, help="Exports to make and compare; [] for none.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the random text that the models read.")
+    options = parser.parse_args(arguments)
+    lm = _load(options)
+    from bimo.evaluation.verify import verify as run
+
+    print(f"verifying {options.model}: {lm.model.n_parameters():,} parameters", flush=True)
+    certificate = run(
+        lm, references=options.references, formats=options.exports, seed=options.seed, on_finding=_print_now
+    )
+    output = Path(options.output or Path("verify") / Path(options.model).name)
+    certificate.save(output)
+    print(f"\n{certificate.verdict}\nThe page: {output / 'certificate.html'}  The data: {output / 'certificate.json'}")
+    return 0 if certificate.ok else 1
+
+
+def export(arguments: list[str]) -> int:
+    """Write a model for other tools: a Hugging Face folder, or a GGUF file for llama.cpp; then compare it."""
+    parser = _parser("export", export)
+    _add_model(parser)
+    parser.add_argument("output", type=str, help="A folder for hf, a file for everything else.")
+    formats = "hf (a Hugging Face folder); F32, F16, BF16, Q8_0, Q4_0 or Q4_K (a GGUF file); onnx (needs bimo[onnx])."
+    parser.add_argument("--format", type=str, default="", help=f"{formats} Default: by the output's name.")
+    parser.add_argument("--dtype", type=str, default="float32", help="Of hf: float32, float16 or bfloat16.")
+    options = parser.parse_args(arguments)
+    lm = _load(options)
+    from bimo.evaluation.exports import compare_export
+    from bimo.interop import format_by_name
+
+    format = options.format or format_by_name(Path(options.output))
+    output = lm.export(options.output, format, dtype=options.dtype)
+    size = sum(file.stat().st_size for file in ([output] if output.is_file() else output.iterdir()))
+    print(f"wrote {output}: {size / 1e6:.1f} MB")
+    tokenizer = lm.tokenizer if lm.has_tokenizer else None
+    findings = list(compare_export(lm.model, tokenizer, output, format, options.dtype))
+    for found in findings:
+        _print_now(found)
+    return 0 if all(found.ok for found in findings) else 1
+
+
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    verb.__name__: ((verb.__doc__ or "").strip(), verb) for verb in (doctor, demo, prepare, train, generate, chat)
+    verb.__name__: ((verb.__doc__ or "").strip(), verb)
+    for verb in (doctor, demo, prepare, train, generate, chat, verify, export)
 }
+
+
+def _print_now(line: object) -> None:
+    print(line, flush=True)
 
 
 def _overview() -> str:

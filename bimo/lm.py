@@ -15,7 +15,7 @@ from bimo.core.batch import Batch
 from bimo.core.config import ModelSpec, TrainingSettings
 from bimo.core.errors import UserError
 from bimo.engine import Engine, SamplingParams
-from bimo.interop import find_model, open_model, save_model
+from bimo.interop import export, find_model, format_by_name, open_model, save_model
 from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Trainer
@@ -135,6 +135,21 @@ class LM:
             if self._tokenizer is not None:
                 self._tokenizer.save(target)
         return folder
+
+    def export(self, output: str | Path, format: str = "", *, dtype: str = "float32") -> Path:
+        """Write the model for other tools.
+
+        Args:
+            output: A folder for "hf", a file for everything else.
+            format: hf, a format of GGUF (F32, F16, BF16, Q8_0, Q4_0, Q4_K), or onnx. "": F16 for a name that ends in
+                .gguf, onnx for .onnx, else hf.
+            dtype: Of the weights in a Hugging Face folder: float32, float16 or bfloat16.
+
+        Raises:
+            UserError: The format cannot hold this model; it says why.
+        """
+        output = Path(output)
+        return export(self.model, self._tokenizer, output, format or format_by_name(output), dtype)
 
     def _rows(self, inputs: Any, targets: Any) -> Iterator[tuple[list[int], int]]:
         """Ids of each row, one more than the model reads, and how many of them at the start are not trained."""

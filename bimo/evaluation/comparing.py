@@ -1,4 +1,4 @@
-"""How two results are compared: what counts as a difference, how much of it is allowed, and where the worst one sits."""
+"""How two results are compared: what counts as a difference, how much is allowed, and where the worst one sits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOLERANCES = {
     "activations": Tolerance(
         1e-4,
         "largest |a - b| of a tensor over the largest |b| in it",
-        "float32 rounds at 6e-8; sums over some thousand terms and some dozens of layers leave about 1e-5, while a wrong "
+        "float32 rounds at 6e-8; sums over some thousand terms and some dozens of layers leave about 1e-5, a wrong "
         "mask, sign, scale or weight leaves 1e-3 and more",
     ),
     "logits": Tolerance(
@@ -121,7 +121,7 @@ def _largest(a: Tensor, b: Tensor, floor: float) -> tuple[float, tuple[int, ...]
     """The largest difference and its index; NaN and infinity where the other has none are infinitely different."""
     if a.numel() == 0:
         return 0.0, ()
-    a, b = a.double(), b.double()
+    a, b = a.detach().double(), b.detach().double()
     difference = (a - b).abs()
     difference = difference.masked_fill(~torch.isfinite(difference), math.inf)
     place = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))

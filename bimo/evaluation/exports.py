@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from bimo.core.errors import UserError
+from bimo.core.errors import UserError, require
 from bimo.evaluation.certificate import Finding
-from bimo.evaluation.comparing import compare
+from bimo.evaluation.comparing import TOLERANCES, compare
 from bimo.evaluation.probes import probe_ids
 from bimo.evaluation.texts import compare_tokenizers
 from bimo.interop import open_model
@@ -20,14 +21,15 @@ from bimo.model.packed import unpack
 from bimo.tokenizer import Tokenizer
 
 LIMITS = {"hf": 0.0, "F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 200, "Q4_0": 1 / 7, "Q4_K": 1 / 7}
-FORMATS = tuple(LIMITS)
+FORMATS = (*LIMITS, "onnx")
 
 
 def compare_exports(model: GPT, tokenizer: Tokenizer | None, formats: Sequence[str]) -> Iterator[Finding]:
     """Write a model in each format into a temporary folder, open it again, and compare."""
     for format in formats:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / ("model" if format == "hf" else "model.gguf")
+            path = Path(folder) / ("model" if format == "hf" else "model.file")
+            path = path if format in ("hf", "onnx") else path.with_suffix(".gguf")
             try:
                 export(model, tokenizer, path, format)
             except UserError as error:
@@ -36,24 +38,46 @@ def compare_exports(model: GPT, tokenizer: Tokenizer | None, formats: Sequence[s
             yield from compare_export(model, tokenizer, path, format)
 
 
-def compare_export(model: GPT, tokenizer: Tokenizer | None, path: Path, format: str) -> Iterator[Finding]:
+def compare_export(
+    model: GPT, tokenizer: Tokenizer | None, path: Path, format: str, dtype: str = "float32"
+) -> Iterator[Finding]:
     """What was written, opened again, against the model that it was written from.
 
     Args:
         model: The source.
         tokenizer: Its tokenizer.
         path: The folder or file.
-        format: A key of `LIMITS`.
+        format: One of `FORMATS`.
+        dtype: Of the weights in a folder.
     """
+    if format == "onnx":
+        yield _compare_graph(model, path)
+        return
     again, found = open_model(path)
     unpack(again)
     ours, theirs = (dict(m.named_parameters()) for m in (again, model))
-    result = compare(f"export, {format}", "its source", ours, theirs, allowed=LIMITS[format])
+    limit = LIMITS[{"float16": "F16", "bfloat16": "BF16"}.get(dtype, format)]
+    result = compare(f"export, {format}", "its source", ours, theirs, allowed=limit)
     note = f"{_divergence(again, model):.1e} nats from its source on a random text"
     yield Finding(result.check, result.reference, result.difference, result.allowed, result.tensor, note=note)
     if tokenizer is not None and found is not None:
         tokens = compare_tokenizers(found, tokenizer, 100)
         yield Finding(f"tokens, {format}", "its source", tokens.difference, 0.0, tokens.tensor, note=tokens.note)
+
+
+@torch.no_grad()
+def _compare_graph(model: GPT, path: Path) -> Finding:
+    """An ONNX graph in onnxruntime against the model, on texts of several lengths."""
+    session = require("onnxruntime", "onnx").InferenceSession(str(path))
+    ids, notes = probe_ids(model.spec)
+    worst = Finding("logits, onnx", "its source", 0.0, TOLERANCES["logits"].allowed, "logits")
+    for length in (2, min(7, ids.shape[1]), ids.shape[1]):
+        piece = ids[:, :length]
+        theirs = torch.from_numpy(session.run(None, {"ids": piece.numpy()})[0])
+        found = compare("logits, onnx", "its source", {"logits": theirs}, {"logits": model.eval()(piece)}, floor=1.0)
+        if found.difference > worst.difference:
+            worst = found
+    return replace(worst, note="; ".join(notes))
 
 
 @torch.no_grad()

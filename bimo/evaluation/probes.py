@@ -127,7 +127,7 @@ def single(model: GPT, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def padded(model: GPT, ids: Tensor, *, left: bool, padding: int = 5) -> Tensor:
-    """Logits of ids, (B, T), with padding at one side, which is a document of its own; (B, T, V) without the padding."""
+    """Logits of ids with padding at one side, which is a document of its own: those of the text, (B, n, V)."""
     B, T = ids.shape
     padding = min(padding, T - 1)
     kept = T - padding

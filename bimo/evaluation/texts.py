@@ -1,4 +1,4 @@
-"""Texts that show whether two tokenizers are the same: many scripts, odd spaces, control tokens by name, random runs."""
+"""Texts that show whether two tokenizers are the same: many scripts, odd spaces, names of control tokens, noise."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ SCRIPTS = (
     "<|end|><|user|> <|begin|></s><s>[INST]<|im_start|>▁ ▁▁",
     "tok" * 60 + "\n" * 9 + " " * 33 + "=" * 21,
 )
-_RANGES = ((0x20, 0x7F), (0xA0, 0x250), (0x370, 0x530), (0x590, 0x700), (0x900, 0xE80), (0x2000, 0x2800))
-_RANGES += ((0x3000, 0x3130), (0x4E00, 0x5200), (0xAC00, 0xB000), (0x1F300, 0x1F700))
+_RANGES = (
+    *((0x20, 0x7F), (0xA0, 0x250), (0x370, 0x530), (0x590, 0x700), (0x900, 0xE80), (0x2000, 0x2800)),
+    *((0x3000, 0x3130), (0x4E00, 0x5200), (0xAC00, 0xB000), (0x1F300, 0x1F700)),
+)
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:

@@ -1,17 +1,18 @@
-"""Writing a model for other tools: a Hugging Face folder, or a GGUF file in one of its formats."""
+"""Writing a model for other tools: a Hugging Face folder, a GGUF file in one of its formats, or an ONNX graph."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from bimo.core.artifacts import write_folder
-from bimo.core.errors import UserError
+from bimo.core.errors import UserError, nearest
 from bimo.interop.gguf import EXPORTS, save_gguf
 from bimo.interop.huggingface import save_model
+from bimo.interop.onnx import save_onnx
 from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 
-FORMATS = ("hf", *EXPORTS)
+FORMATS = ("hf", *EXPORTS, "onnx")
 
 
 def export(model: GPT, tokenizer: Tokenizer | None, path: Path, format: str, dtype: str = "float32") -> Path:
@@ -19,7 +20,7 @@ def export(model: GPT, tokenizer: Tokenizer | None, path: Path, format: str, dty
 
     Args:
         model: The model.
-        tokenizer: Its tokenizer; GGUF cannot do without.
+        tokenizer: Its tokenizer; GGUF cannot do without, ONNX has no place for it.
         path: A folder for "hf", else a file.
         format: One of `FORMATS`.
         dtype: Of the weights in a folder: float32, float16 or bfloat16.
@@ -30,13 +31,26 @@ def export(model: GPT, tokenizer: Tokenizer | None, path: Path, format: str, dty
     Raises:
         UserError: The format is unknown, or cannot hold this model.
     """
+    if format not in FORMATS:
+        raise UserError(f"no format {format!r}{nearest(format, FORMATS)}", mend=f"Use one of {', '.join(FORMATS)}.")
+    if format != "hf" and path.is_dir():
+        raise UserError("this is a folder, and the format is one file", where=str(path), mend="Name a file.")
     if format == "hf":
         with write_folder(path) as target:
             save_model(target, model, tokenizer, dtype)
             if tokenizer is not None:
                 tokenizer.save(target)
         return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if format == "onnx":
+        save_onnx(path, model)
+        return path
     if tokenizer is None:
         raise UserError("a GGUF file needs a tokenizer, and this model has none", mend="Add its tokenizer.json.")
     save_gguf(path, model, tokenizer, format, name=path.stem)
     return path
+
+
+def format_by_name(path: Path) -> str:
+    """The format that a name suggests."""
+    return {".gguf": "F16", ".onnx": "onnx"}.get(path.suffix, "hf")
