@@ -110,8 +110,8 @@ class Engine:
         cache = KVCache(model.spec, 1, capacity, device=weight.device, dtype=weight.dtype)
         forbidden, ends = self._forbidden(), self.tokenizer.end_ids
         model.eval()
-        start = 0
         for end in range(len(prompt), capacity):
+            start = model.starting_point(cache, end)
             with torch.inference_mode():
                 hidden = model.hidden(text[None, start:end].to(weight.device), cache=cache)  # (1, T, C)
                 logits = model.logits(hidden[0, -1]).float().cpu()  # (V,)
@@ -121,7 +121,6 @@ class Engine:
             if token in ends:
                 return
             text[end] = token
-            start = end
 
     def _room(self, prompt: Sequence[int]) -> int:
         """How many tokens can follow the prompt: the last one is not read again, so one more than the context has."""

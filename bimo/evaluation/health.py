@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from bimo.core.config import ModelSpec
 from bimo.core.doctor import Check
-from bimo.model.cache import KVCache
+from bimo.evaluation.probes import cached
 from bimo.model.gpt import GPT
 from bimo.model.packed import unpack
 
@@ -51,13 +51,8 @@ def causality(model: GPT) -> Check:
 def cached_step(model: GPT) -> Check:
     """Logits are the same whether the text comes at once, in pieces, or token by token with a cache."""
     model.eval()
-    ids = _ids(model.spec, rows=2)
-    weight = model.lm_head.weight
-    cache = KVCache(model.spec, 2, ids.shape[1], device=weight.device, dtype=weight.dtype)
-    half = ids.shape[1] // 2
-    pieces = [ids[:, : half // 2], ids[:, half // 2 : half], *ids[:, half:].split(1, dim=1)]
-    stepped = torch.cat([model(piece.to(weight.device), cache=cache) for piece in pieces if piece.shape[1]], dim=1)
-    difference = float((stepped - model(ids.to(weight.device))).abs().max())
+    ids = _ids(model.spec, rows=2).to(model.lm_head.weight.device)
+    difference = float((cached(model, ids) - model(ids)).abs().max())
     mend = "The cache or the positions are wrong: report this with the model's settings."
     return Check("cache", difference < _CACHE_TOLERANCE, f"largest difference of a logit {difference:.1e}", mend)
 

@@ -99,12 +99,11 @@ def greedy(model: GPT, prompt: Tensor, n_tokens: int) -> list[int]:
     """The likeliest continuation of a prompt, (T,), token by token with a cache, as the engine does it."""
     weight = model.lm_head.weight
     cache = KVCache(model.spec, 1, len(prompt) + n_tokens, device=weight.device, dtype=weight.dtype)
-    found: list[int] = []
-    piece = prompt[None]
-    for _ in range(n_tokens):
-        found.append(int(model(piece, cache=cache)[0, -1].argmax()))
-        piece = torch.tensor([[found[-1]]])
-    return found
+    text = prompt.tolist()
+    for end in range(len(prompt), len(prompt) + n_tokens):
+        start = model.starting_point(cache, end)
+        text.append(int(model(torch.tensor([text[start:]]), cache=cache)[0, -1].argmax()))
+    return text[len(prompt) :]
 
 
 @torch.no_grad()
@@ -113,9 +112,11 @@ def cached(model: GPT, ids: Tensor) -> Tensor:
     B, T = ids.shape
     weight = model.lm_head.weight
     cache = KVCache(model.spec, B, T, device=weight.device, dtype=weight.dtype)
-    half = T // 2
-    steps = min(T - half, 24)
-    pieces = [ids[:, : half // 2], ids[:, half // 2 : T - steps], *ids[:, T - steps :].split(1, dim=1)]
+    # The first piece is as long as the whole as far as positions are concerned (longrope).
+    stretch = model.embed_positions.stretch
+    first = next(n for n in range(T // 4, T + 1) if stretch(n) == stretch(T))
+    singles = max(T // 2, first, T - 24)
+    pieces = [ids[:, :first], ids[:, first:singles], *ids[:, singles:].split(1, dim=1)]
     return torch.cat([model(piece, cache=cache) for piece in pieces if piece.shape[1]], dim=1).float()
 
 

@@ -44,6 +44,8 @@ class TransformersReference:
             ).eval()
         finally:
             transformers.logging.set_verbosity(quiet)
+        if hasattr(self.model, "set_experts_implementation"):  # the fused one takes no odd widths
+            self.model.set_experts_implementation("eager")
         self.family, self.spec = family, spec
         with torch.device("meta"):
             self.shapes = {name: p.shape for name, p in GPT(spec).named_parameters()}

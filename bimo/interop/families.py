@@ -14,6 +14,7 @@ from bimo.core.errors import UserError
 from bimo.core.spec import ModelSpec, RopeScaling
 from bimo.interop import choices as c
 from bimo.interop.choices import Aspect, Config, UnsupportedError
+from bimo.interop.rope import Rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,63 +89,63 @@ FAMILIES = (
         "qwen3",
         "Qwen3ForCausalLM",
         fixed={"qk_norm": True, "norm": "rmsnorm"},
-        aspects=(*_COMMON, c.ATTENTION_BIASES, c.Rope(), c.LayerWindows("flag")),
+        aspects=(*_COMMON, c.ATTENTION_BIASES, Rope(), c.LayerWindows("flag")),
         defaults={**_LLAMA_DEFAULTS, "head_dim": 128, "num_key_value_heads": 32},
     ),
     Family(
         "llama",
         "LlamaForCausalLM",
         fixed=_LLAMA,
-        aspects=(*_COMMON, c.ANY_BIASES, c.Rope()),
+        aspects=(*_COMMON, c.ANY_BIASES, Rope()),
         defaults=_LLAMA_DEFAULTS,
     ),
     Family(
         "qwen2",
         "Qwen2ForCausalLM",
         fixed={**_LLAMA, "biases": "qkv"},
-        aspects=(*_COMMON, c.Rope(), c.LayerWindows("flag")),
+        aspects=(*_COMMON, Rope(), c.LayerWindows("flag")),
         defaults={**_LLAMA_DEFAULTS, "num_key_value_heads": 32},
     ),
     Family(
         "mistral",
         "MistralForCausalLM",
         fixed=_LLAMA,
-        aspects=(*_COMMON, c.Rope(), c.UniformWindow()),
+        aspects=(*_COMMON, Rope(), c.UniformWindow()),
         defaults={**_LLAMA_DEFAULTS, "num_key_value_heads": 8, "sliding_window": 4096},
     ),
     Family(
         "smollm3",
         "SmolLM3ForCausalLM",
         fixed=_LLAMA,
-        aspects=(*_COMMON, c.ANY_BIASES, c.Rope(2e6), c.UnrotatedLayers(), c.LayerWindows("unrotated")),
+        aspects=(*_COMMON, c.ANY_BIASES, Rope(2e6), c.UnrotatedLayers(), c.LayerWindows("unrotated")),
         defaults={**_LLAMA_DEFAULTS, "tie_word_embeddings": True, "num_key_value_heads": 4},
     ),
     Family(
         "olmo2",
         "Olmo2ForCausalLM",
         fixed={"qk_norm": True, "qk_norm_across_heads": True, "norm": "rmsnorm", "norm_placement": "post"},
-        aspects=(*_COMMON, c.ATTENTION_BIASES, c.Rope()),
+        aspects=(*_COMMON, c.ATTENTION_BIASES, Rope()),
         defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
     ),
     Family(
         "gemma2",
         "Gemma2ForCausalLM",
         fixed={**_GEMMA, "qk_norm": False},
-        aspects=(*_GEMMA_COMMON, c.Rope(), c.LayerWindows("pattern", 2)),
+        aspects=(*_GEMMA_COMMON, Rope(), c.LayerWindows("pattern", 2)),
         defaults={**_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     ),
     Family(
         "gemma3_text",
         "Gemma3ForCausalLM",
         fixed={**_GEMMA, "qk_norm": True},
-        aspects=(*_GEMMA_COMMON, c.Rope(1e6, local_theta=1e4), c.LayerWindows("pattern", 6)),
+        aspects=(*_GEMMA_COMMON, Rope(1e6, local_theta=1e4), c.LayerWindows("pattern", 6)),
         defaults=_GEMMA_DEFAULTS,
     ),
     Family(
         "phi3",
         "Phi3ForCausalLM",
         fixed={**_LLAMA, "biases": "none"},
-        aspects=(*_COMMON, c.Rope(partial=1.0, legacy_longrope=True), c.UniformWindow()),
+        aspects=(*_COMMON, Rope(partial=1.0, legacy_longrope=True), c.UniformWindow()),
         defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
         fused={_QKV: "self_attn.qkv_proj", ("mlp.gate_proj", "mlp.up_proj"): "mlp.gate_up_proj"},
     ),
@@ -152,7 +153,7 @@ FAMILIES = (
         "mixtral",
         "MixtralForCausalLM",
         fixed=_LLAMA,
-        aspects=(*_COMMON, c.Rope(1e6), c.UniformWindow(), c.Experts(own_width=False)),
+        aspects=(*_COMMON, Rope(1e6), c.UniformWindow(), c.Experts(own_width=False)),
         defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "num_key_value_heads": 8},
         names={
             "mlp": "block_sparse_moe",
@@ -165,7 +166,7 @@ FAMILIES = (
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
         fixed={"qk_norm": True, "norm": "rmsnorm"},
-        aspects=(*_COMMON, c.ATTENTION_BIASES, c.Rope(), c.UniformWindow(flag=True), c.Experts(own_width=True)),
+        aspects=(*_COMMON, c.ATTENTION_BIASES, Rope(), c.UniformWindow(flag=True), c.Experts(own_width=True)),
         defaults={**_LLAMA_DEFAULTS, "num_key_value_heads": 4},
         names={f"mlp.experts.{p}_proj": f"mlp.experts.*.{p}_proj.weight" for p in ("gate", "up", "down")},
     ),
@@ -189,7 +190,7 @@ FAMILIES = (
             c.Plain("parallel_blocks", "use_parallel_residual"),
             c.Activation(gated=False),
             c.NEOX_BIASES,
-            c.Rope(partial=0.25, theta_key="rotary_emb_base", partial_key="rotary_pct"),
+            Rope(partial=0.25, theta_key="rotary_emb_base", partial_key="rotary_pct"),
         ),
         defaults={
             "hidden_act": "gelu",
@@ -223,9 +224,9 @@ FAMILIES = (
                     ("n_layers", "n_layer"),
                     ("d_model", "n_embd"),
                     ("n_heads", "n_head"),
-                    ("d_ff", "n_inner"),
                 )
             ),
+            c.InnerWidth(),
             c.TIED,
             c.Plain("norm_eps", "layer_norm_epsilon"),
             c.Activation("activation_function", gated=False),

@@ -35,6 +35,10 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self.length = 0
+
     def advance(self, n_tokens: int) -> None:
         """Count the tokens that every layer has appended."""
         self.length += n_tokens

@@ -157,6 +157,16 @@ class GPT(nn.Module):
             cache.advance(ids.shape[1])
         return self.norm(x)
 
+    def starting_point(self, cache: KVCache, length: int) -> int:
+        """Where to read on in a text that has grown to `length` tokens: behind those in the cache.
+
+        With longrope, a text that outgrows the original context has other frequencies: then the cache is emptied, and
+        the text is read again from its beginning.
+        """
+        if self.embed_positions.stretch(cache.length) != self.embed_positions.stretch(length):
+            cache.clear()
+        return cache.length
+
     def _contexts(
         self, start: int, steps: Tensor, documents: Tensor | None, cache: KVCache | None
     ) -> dict[tuple[bool, bool], AttnContext]:
@@ -166,7 +176,7 @@ class GPT(nn.Module):
         contexts = {}
         for windowed, rotated in {layer.kind for layer in self.blocks()}:
             cos = sin = None
-            rotation = self.embed_positions.rotation(steps, start + T, windowed=windowed) if rotated else None
+            rotation = self.embed_positions.rotation(steps, windowed=windowed) if rotated else None
             if rotation is not None:
                 cos, sin = rotation
             contexts[windowed, rotated] = AttnContext(

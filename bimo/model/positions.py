@@ -32,15 +32,18 @@ class NoPositions(nn.Module):
         """What the first block reads: the embeddings x, (B, T, C), at places `steps`, int64, (B or 1, T)."""
         return x
 
-    def rotation(self, steps: Tensor, end: int, *, windowed: bool) -> Rotation | None:
+    def rotation(self, steps: Tensor, *, windowed: bool) -> Rotation | None:
         """Cosines and sines, (B or 1, T, 1, pairs) each, by which queries and keys are turned; None: not at all.
 
         Args:
             steps: Places of the tokens, (B or 1, T).
-            end: Length of the text so far, these tokens included.
             windowed: Whether it is for the layers with a window.
         """
         return None
+
+    def stretch(self, length: int) -> int:
+        """Which set of frequencies a text of so many tokens has: keys of another set cannot be used any more."""
+        return 0
 
 
 class Learned(NoPositions):
@@ -80,9 +83,13 @@ class Rotary(NoPositions):
             self.frequencies = self._sets().to(self.frequencies.device)
         return self
 
-    def rotation(self, steps: Tensor, end: int, *, windowed: bool) -> Rotation:
+    def stretch(self, length: int) -> int:
+        return int(self.scaling.kind == "longrope" and length > self.scaling.original_context)
+
+    def rotation(self, steps: Tensor, *, windowed: bool) -> Rotation:
         local = windowed and self.local
-        long = self.scaling.kind == "longrope" and end > self.scaling.original_context
+        # Only longrope has to look at the numbers, which makes a GPU wait.
+        long = self.scaling.kind == "longrope" and self.stretch(int(steps.max()) + 1)
         frequencies = self.frequencies[2 if local else 1 if long else 0]
         angles = steps[..., None, None].float() * frequencies  # (B or 1, T, 1, pairs)
         factor = 1.0 if local or self.scaling.kind == "none" else self.scaling.attention_factor

@@ -435,7 +435,7 @@ def _(lm: LM, patch: Patch) -> None:
 def _(lm: LM, patch: Patch) -> None:
     part = lm.model.embed_positions
     right = part.rotation
-    part.rotation = lambda steps, end, windowed: right(steps - steps.min(), end, windowed=windowed)
+    part.rotation = lambda steps, windowed: right(steps - steps.min(), windowed=windowed)
 
 
 @bug("the cache counts positions from one too many", "gpt2", "logits")

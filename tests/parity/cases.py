@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -145,11 +147,144 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def random_case(family: str, seed: int) -> Any:
+    """A transformers model of the family with a shape that nobody chose."""
+    rng = random.Random(f"{family} {seed}")
+    heads, groups = rng.choice([1, 3, 4, 5, 6, 7]), rng.choice([1, 2, 3])
+    head_dim = 2 * rng.randint(2, 20)
+    arguments: dict[str, Any] = {
+        "vocab_size": rng.randint(90, 300),
+        "hidden_size": heads * groups * rng.randint(2, 12),
+        "num_hidden_layers": rng.randint(1, 5),
+        "num_attention_heads": heads * groups,
+        "num_key_value_heads": rng.choice([heads, 1]),
+        "head_dim": head_dim,
+        "intermediate_size": rng.randint(20, 150),
+        "max_position_embeddings": rng.choice([80, 128, 500]),
+        "tie_word_embeddings": rng.random() < 0.5,
+        "sliding_window": rng.choice([2, 3, 5, 17, 33, 1000]),
+        "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice([100.0, 1e4, 5e5, 1e6])},
+        "rms_norm_eps": rng.choice([1e-5, 1e-6, 1e-3]),
+    }
+    if rng.random() < 0.5 and family not in ("Phi3", "Gemma3Text"):
+        arguments["rope_parameters"] |= _random_scaling(rng)
+    for name, choose in _OWN.get(family, {}).items():
+        arguments[name] = choose(rng, arguments)
+    for name in _LACKS.get(family, ()):
+        del arguments[name]
+    return _model(family, arguments, seed)
+
+
+def _random_scaling(rng: random.Random) -> dict[str, Any]:
+    """Long rotary scaling of one of the kinds that checkpoints have."""
+    original = rng.choice([16, 32, 64])
+    return rng.choice(
+        [
+            {"rope_type": "linear", "factor": rng.uniform(1.5, 16.0)},
+            {**LLAMA3, "factor": rng.choice([2.0, 8.0, 32.0]), "original_max_position_embeddings": original},
+            {**YARN, "factor": rng.choice([2.0, 4.0, 40.0]), "original_max_position_embeddings": original},
+        ]
+    )
+
+
+def _narrow_heads(rng: random.Random, arguments: dict[str, Any]) -> int:
+    """A width that the heads divide, for families whose heads are width / heads."""
+    return arguments["num_attention_heads"] * arguments["head_dim"]
+
+
+def _longrope(rng: random.Random, arguments: dict[str, Any]) -> dict[str, Any]:
+    pairs = arguments["head_dim"] // 2
+    factors = {name: [rng.uniform(1, 6) for _ in range(pairs)] for name in ("short_factor", "long_factor")}
+    return {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+
+
+Choose = Callable[[random.Random, dict[str, Any]], Any]
+_OWN: dict[str, dict[str, Choose]] = {
+    "GPT2": {
+        "hidden_size": _narrow_heads,
+        "n_inner": lambda rng, a: rng.choice([None, a["intermediate_size"]]),
+        "activation_function": lambda rng, a: rng.choice(["gelu_new", "gelu", "relu"]),
+    },
+    "GPTNeoX": {
+        "hidden_size": _narrow_heads,
+        "rotary_pct": lambda rng, a: rng.choice([0.25, 0.5, 1.0]),
+        "use_parallel_residual": lambda rng, a: rng.random() < 0.5,
+        "hidden_act": lambda rng, a: rng.choice(["gelu", "gelu_new", "relu"]),
+        "rope_parameters": lambda rng, a: {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "Llama": {
+        "attention_bias": lambda rng, a: rng.random() < 0.3,
+        "mlp_bias": lambda rng, a: rng.random() < 0.3,
+    },
+    "Qwen2": {
+        "hidden_size": _narrow_heads,
+        "use_sliding_window": lambda rng, a: rng.random() < 0.5,
+        "max_window_layers": lambda rng, a: rng.randint(0, 3),
+    },
+    "Qwen3": {
+        "attention_bias": lambda rng, a: rng.random() < 0.5,
+        "use_sliding_window": lambda rng, a: rng.random() < 0.5,
+        "max_window_layers": lambda rng, a: rng.randint(0, 3),
+    },
+    "SmolLM3": {
+        "hidden_size": _narrow_heads,
+        "no_rope_layer_interval": lambda rng, a: rng.randint(2, 4),
+        "use_sliding_window": lambda rng, a: rng.random() < 0.3,
+    },
+    "Olmo2": {"hidden_size": _narrow_heads},
+    "Gemma2": {
+        "query_pre_attn_scalar": lambda rng, a: rng.choice([5, 17, 144, a["head_dim"]]),
+        "attn_logit_softcapping": lambda rng, a: rng.choice([None, 1.0, 50.0]),
+        "final_logit_softcapping": lambda rng, a: rng.choice([None, 2.0, 30.0]),
+    },
+    "Gemma3Text": {
+        "query_pre_attn_scalar": lambda rng, a: rng.choice([5, 17, 144, a["head_dim"]]),
+        "layer_types": lambda rng, a: [
+            rng.choice(["sliding_attention", "full_attention"]) for _ in range(a["num_hidden_layers"])
+        ],
+        "rope_parameters": lambda rng, a: {
+            "full_attention": rng.choice([{"rope_type": "linear", "factor": 8.0}, {"rope_type": "default"}])
+            | {"rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": rng.choice([1e3, 1e4])},
+        },
+    },
+    "Phi3": {
+        "hidden_size": _narrow_heads,
+        "original_max_position_embeddings": lambda rng, a: rng.choice([20, 50, 70]),
+        "rope_parameters": lambda rng, a: rng.choice([_longrope(rng, a), {"rope_type": "default", "rope_theta": 1e4}]),
+    },
+    "Mixtral": {
+        "num_local_experts": lambda rng, a: rng.randint(1, 8),
+        "num_experts_per_tok": lambda rng, a: rng.randint(1, a["num_local_experts"]),
+    },
+    "Qwen3Moe": {
+        "num_experts": lambda rng, a: rng.randint(1, 8),
+        "num_experts_per_tok": lambda rng, a: rng.randint(1, a["num_experts"]),
+        "moe_intermediate_size": lambda rng, a: rng.randint(5, 60),
+        "norm_topk_prob": lambda rng, a: rng.random() < 0.5,
+        "decoder_sparse_step": lambda rng, a: rng.randint(1, 2),
+        "attention_bias": lambda rng, a: rng.random() < 0.5,
+    },
+}
+_HEADS_BY_WIDTH = ("head_dim",)
+_LACKS = {
+    "GPT2": ("head_dim", "rope_parameters", "sliding_window", "rms_norm_eps", "num_key_value_heads"),
+    "GPTNeoX": ("head_dim", "sliding_window", "rms_norm_eps", "num_key_value_heads"),
+    "Llama": ("sliding_window",),
+    "Olmo2": ("head_dim", "sliding_window"),
+    **dict.fromkeys(("Qwen2", "SmolLM3", "Phi3"), _HEADS_BY_WIDTH),
+}
+
+
 def reference(name: str, seed: int = 0) -> Any:
-    """The transformers model of a case, with weights far enough from their start that every part matters."""
+    """The transformers model of a case."""
+    return _model(*CASES[name], seed)
+
+
+def _model(family: str, arguments: dict[str, Any], seed: int) -> Any:
+    """A model with weights far enough from their start that every part matters."""
     import transformers
 
-    family, arguments = CASES[name]
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = getattr(transformers, f"{family}Config")(**arguments, **special, attn_implementation="eager")
     torch.manual_seed(seed)
@@ -157,4 +292,11 @@ def reference(name: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+    return plain(model)
+
+
+def plain(model: Any) -> Any:
+    """Without transformers' fused experts, which take no odd widths."""
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
     return model

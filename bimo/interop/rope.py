@@ -1,0 +1,135 @@
+"""What a config.json says of rotary positions: their base, the part of a head that they turn, their stretching."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bimo.core.spec import ModelSpec, RopeScaling
+from bimo.interop.choices import Choices, Config, UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary positions with their base and scaling.
+
+    Attributes:
+        theta: The base where the file has none; `local_theta` that of layers with a window (0: no such thing).
+        partial: The share of a head that is turned where the file has none; 0: the family turns whole heads always.
+        theta_key: Where transformers 4 keeps the base; `partial_key` where it keeps the share.
+        legacy_longrope: "su" and "yarn" mean longrope (Phi-3).
+    """
+
+    theta: float = 10000.0
+    local_theta: float = 0.0
+    partial: float = 0.0
+    theta_key: str = "rope_theta"
+    partial_key: str = "partial_rotary_factor"
+    legacy_longrope: bool = False
+
+    def read(self, config: Config) -> Choices:
+        found = dict(config.get("rope_parameters") or {})
+        local: Config = {}
+        if self.local_theta and {"full_attention", "sliding_attention"} & found.keys():
+            found, local = dict(found.get("full_attention") or {}), found.get("sliding_attention") or {}
+        elif config.get("rope_scaling"):
+            found |= config["rope_scaling"]
+        choices: Choices = {"rope_theta": found.get("rope_theta") or config.get(self.theta_key) or self.theta}
+        if self.local_theta:
+            if local.get("rope_type", "default") != "default":
+                raise UnsupportedError("rotary scaling in layers with a window")
+            theta = local.get("rope_theta") or config.get("rope_local_base_freq") or self.local_theta
+            choices["window_rope_theta"] = theta
+        share = found.get("partial_rotary_factor") or config.get(self.partial_key) or self.partial or 1.0
+        if share != 1.0:
+            if not self.partial:
+                raise UnsupportedError(f"partial_rotary_factor {share}")
+            head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+            choices["rotary_dim"] = int(head_dim * share)
+        return {**choices, "rope_scaling": self._scaling(found, config)}
+
+    def _scaling(self, found: Config, config: Config) -> RopeScaling:
+        kind = found.get("rope_type") or found.get("type") or "default"
+        if self.legacy_longrope and kind in ("su", "yarn"):
+            kind = "longrope"
+        if kind in ("default", "dynamic"):  # dynamic scaling begins where the context ends
+            return RopeScaling()
+        if kind == "linear":
+            return RopeScaling("linear", factor=float(found["factor"]))
+        context = config["max_position_embeddings"]
+        original = config.get("original_max_position_embeddings") or found.get("original_max_position_embeddings")
+        original = original or context
+        if kind == "llama3":
+            low, high = found["low_freq_factor"], found["high_freq_factor"]
+            return RopeScaling("llama3", float(found["factor"]), original, float(low), float(high))
+        factor = found.get("factor") or context / original
+        if kind == "yarn":
+            return RopeScaling(
+                "yarn",
+                float(factor),
+                original,
+                beta_fast=float(found.get("beta_fast") or 32),
+                beta_slow=float(found.get("beta_slow") or 1),
+                truncate=bool(found.get("truncate", True)),
+                attention_factor=float(found.get("attention_factor") or _yarn_attention(factor, found)),
+            )
+        if kind == "longrope":
+            stretched = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+            return RopeScaling(
+                "longrope",
+                original_context=original,
+                attention_factor=float(found.get("attention_factor") or stretched),
+                short_factors=tuple(map(float, found["short_factor"])),
+                long_factors=tuple(map(float, found["long_factor"])),
+            )
+        raise UnsupportedError(f"rotary scaling {kind!r}")
+
+    def write(self, spec: ModelSpec) -> Config:
+        rope = {"rope_type": "default", "rope_theta": spec.rope_theta, **scaling_words(spec.rope_scaling)}
+        config: Config = {self.theta_key: spec.rope_theta, "rope_parameters": rope}
+        if self.partial:
+            rope["partial_rotary_factor"] = config[self.partial_key] = _share(spec.rotary_dim, spec.head_dim)
+        if spec.rope_scaling.kind != "none":
+            config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+            if "original_max_position_embeddings" in rope and self.legacy_longrope:
+                config["original_max_position_embeddings"] = spec.rope_scaling.original_context
+        if self.local_theta:
+            local = spec.window_rope_theta or spec.rope_theta
+            config["rope_local_base_freq"] = local
+            nested = {"rope_type": "default", "rope_theta": local}
+            config["rope_parameters"] = {"full_attention": rope, "sliding_attention": nested}
+        return config
+
+
+def scaling_words(scaling: RopeScaling) -> Config:
+    """A rotary scaling in transformers' words; {} for none."""
+    if scaling.kind == "none":
+        return {}
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    words: Config = {"rope_type": scaling.kind, "original_max_position_embeddings": scaling.original_context}
+    if scaling.kind == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        return {**words, "factor": scaling.factor, "low_freq_factor": low, "high_freq_factor": high}
+    words["attention_factor"] = scaling.attention_factor
+    if scaling.kind == "longrope":
+        return {**words, "short_factor": list(scaling.short_factors), "long_factor": list(scaling.long_factors)}
+    betas = {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+    return {**words, "factor": scaling.factor, **betas, "truncate": scaling.truncate}
+
+
+def _yarn_attention(factor: float, found: Config) -> float:
+    """YaRN's temperature, 0.1 ln s + 1 (section 3.4), with DeepSeek's two weights where they are given."""
+
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if found.get("mscale") and found.get("mscale_all_dim"):
+        return scale(found["mscale"]) / scale(found["mscale_all_dim"])
+    return scale(1.0)
+
+
+def _share(part: int, whole: int) -> float:
+    """part / whole, such that int(whole * share) is part again in spite of rounding."""
+    share = part / whole
+    return share if int(whole * share) == part else math.nextafter(share, 2.0)
