@@ -1,6 +1,6 @@
 """The engine: a model and a tokenizer that answer one request at a time, with a KV cache.
 
-`tokens` is the loop: run the model on what is new, choose a token, hand it out. Text is cut from tokens by the
+`new_tokens` is the loop: run the model on what is new, choose a token, hand it out. Text is cut from tokens by the
 tokenizer's incremental decoder, which never splits a character, and by the stop strings. Control tokens other than the
 ends are never generated.
 """
@@ -77,7 +77,7 @@ class Engine:
         decoder, stops = self.tokenizer.decoder(), StopStrings(params.stop)
         n_tokens, reason = 0, "max_tokens"
         ends = self.tokenizer.end_ids
-        room = self._room(prompt)
+        room = room_after(self.model, prompt)
         for token in self.tokens(prompt, params):
             n_tokens += 1
             if token in ends:
@@ -98,40 +98,7 @@ class Engine:
 
     def tokens(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
         """New token ids, one by one, until an end token, `max_tokens` or the end of the context."""
-        count = min(params.max_tokens, self._room(prompt))
-        model, weight = self.model, self.model.lm_head.weight
-        generator = torch.Generator()
-        if params.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(params.seed)
-        text = torch.tensor([*prompt, *[0] * count])  # (n + count); filled in as tokens are chosen
-        capacity = len(prompt) + count
-        cache = KVCache(model.spec, 1, capacity, device=weight.device, dtype=weight.dtype)
-        forbidden, ends = self._forbidden(), self.tokenizer.end_ids
-        model.eval()
-        for end in range(len(prompt), capacity):
-            start = model.starting_point(cache, end)
-            with torch.inference_mode():
-                hidden = model.hidden(text[None, start:end].to(weight.device), cache=cache)  # (1, T, C)
-                logits = model.logits(hidden[0, -1]).float().cpu()  # (V,)
-                logits[forbidden] = float("-inf")
-                token = next_token(logits, text[:end], params, generator)
-            yield token
-            if token in ends:
-                return
-            text[end] = token
-
-    def _room(self, prompt: Sequence[int]) -> int:
-        """How many tokens can follow the prompt: the last one is not read again, so one more than the context has."""
-        limit = self.model.spec.context_length
-        if not prompt:
-            raise UserError("the prompt has no tokens", mend="Give at least one.")
-        if len(prompt) > limit:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens, the model sees at most {limit}", mend="Shorten the prompt."
-            )
-        return limit - len(prompt) + 1
+        return new_tokens(self.model, prompt, params, forbidden=self._forbidden(), ends=self.tokenizer.end_ids)
 
     def _forbidden(self) -> Tensor:
         """Ids that must not appear inside an answer: control tokens, and ids beyond the tokenizer."""
@@ -139,3 +106,61 @@ class Engine:
         return torch.tensor(
             sorted({*self.tokenizer.control_tokens.values(), *beyond} - self.tokenizer.end_ids), dtype=torch.long
         )
+
+
+def new_tokens(
+    model: GPT,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    forbidden: Tensor | None = None,
+    ends: frozenset[int] = frozenset(),
+) -> Iterator[int]:
+    """The loop: ids that follow a prompt, one by one, until one of `ends`, `max_tokens` or the end of the context.
+
+    Args:
+        model: The model; it is put into evaluation mode.
+        prompt: Token ids.
+        params: How each token is chosen.
+        forbidden: Ids that are never chosen, int64 (n,).
+        ends: Ids after which nothing follows.
+    """
+    capacity = len(prompt) + min(params.max_tokens, room_after(model, prompt))
+    weight = model.lm_head.weight
+    generator = torch.Generator()
+    if params.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(params.seed)
+    text = torch.zeros(capacity, dtype=torch.long)
+    text[: len(prompt)] = torch.tensor(prompt)
+    cache = KVCache(model.spec, 1, capacity, device=weight.device, dtype=weight.dtype)
+    model.eval()
+    for end in range(len(prompt), capacity):
+        start = model.starting_point(cache, end)
+        with torch.inference_mode():
+            hidden = model.hidden(text[None, start:end].to(weight.device), cache=cache)  # (1, T, C)
+            logits = model.logits(hidden[0, -1]).float().cpu()  # (V,)
+            if forbidden is not None:
+                logits[forbidden] = float("-inf")
+            token = next_token(logits, text[:end], params, generator)
+        yield token
+        if token in ends:
+            return
+        text[end] = token
+
+
+def room_after(model: GPT, prompt: Sequence[int]) -> int:
+    """How many tokens can follow a prompt: the last one is not read again, so one more than the context has.
+
+    Raises:
+        UserError: The prompt is empty, or longer than the context.
+    """
+    limit = model.spec.context_length
+    if not prompt:
+        raise UserError("the prompt has no tokens", mend="Give at least one.")
+    if len(prompt) > limit:
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens, the model sees at most {limit}", mend="Shorten the prompt."
+        )
+    return limit - len(prompt) + 1

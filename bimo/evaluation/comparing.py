@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bimo.evaluation.certificate import Finding, Tolerance
 
-_EXACT = "one thing is copied to another place, which never rounds"
+_EXACT = "nothing is computed, so nothing rounds"
 TOLERANCES = {
     "choices": Tolerance(0.0, "fields of the shape that differ", _EXACT),
     "weights": Tolerance(0.0, "largest |a - b| of a tensor", _EXACT),
@@ -34,9 +34,16 @@ TOLERANCES = {
     ),
     "slope": Tolerance(
         2e-3,
-        "|a - b| over |b| for the derivative along one random direction per layer",
+        "|a - b| of the derivative along one random direction per layer, over |b| or the size of what it adds up",
         "the reference has no gradients: its derivative is a central difference in float64, good to about 1e-6",
     ),
+    "parts": Tolerance(
+        1e-4,
+        "as for activations, of each part alone on inputs that it reacts to",
+        "as for activations; an epsilon, a cap or a base that is wrong leaves 1e-2 and more there",
+    ),
+    "far": Tolerance(1e-4, "as for activations, at positions up to the end of the context", "as for activations"),
+    "masks": Tolerance(0.0, "pairs of tokens of which one sees the other and should not, or the reverse", _EXACT),
     "greedy": Tolerance(0.0, "tokens that differ, up to the first near tie", "the likeliest token is one token"),
     "cache": Tolerance(1e-4, "as for logits", "the order of sums differs between one token and many"),
     "batch": Tolerance(1e-4, "as for logits", "the order of sums differs between one row and many"),
@@ -48,6 +55,7 @@ TOLERANCES = {
         "(8 steps to either side, and scales that are rounded); nothing for F32",
     ),
 }
+_WITH_POSITIONS = ("activations", "logits", "cache", "batch", "padding", "far")
 
 
 def finding(check: str, reference: str, difference: float, tensor: str = "", *, note: str = "") -> Finding:
@@ -83,7 +91,7 @@ def compare(
         difference, place = _largest(a, b, floor)
         if difference > worst.difference or not worst.tensor:
             # Activations are (B, T, …): the second index is a position.
-            position = place[1] if a.dim() == 3 and check != "weights" and "export" not in check else -1
+            position = place[1] if check.split(",")[0] in _WITH_POSITIONS else -1
             worst = Finding(check, reference, difference, limit, name, position)
         if not difference <= limit:
             return worst

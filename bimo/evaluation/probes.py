@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimo.core.spec import ModelSpec
+from bimo.engine import SamplingParams, new_tokens
 from bimo.model.cache import KVCache
 from bimo.model.gpt import GPT
 
@@ -64,11 +65,11 @@ def recorded(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def activations(model: GPT, ids: Tensor) -> dict[str, Tensor]:
+def activations(model: GPT, ids: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:
     """What each module computes on the way from ids, (B, T), to logits: (B, T, C) each, and "logits", (B, T, V)."""
     modules = {name: model.get_submodule(name) for name in module_names(model.spec)}
     with recorded(modules) as found:
-        logits = model(ids)
+        logits = model(ids, positions=positions)
     return {**found, "logits": logits.float()}
 
 
@@ -94,16 +95,9 @@ def gradients(model: GPT, ids: Tensor) -> tuple[float, dict[str, Tensor]]:
     return float(loss.detach()), dict(zip(names, filled, strict=True))
 
 
-@torch.no_grad()
 def greedy(model: GPT, prompt: Tensor, n_tokens: int) -> list[int]:
-    """The likeliest continuation of a prompt, (T,), token by token with a cache, as the engine does it."""
-    weight = model.lm_head.weight
-    cache = KVCache(model.spec, 1, len(prompt) + n_tokens, device=weight.device, dtype=weight.dtype)
-    text = prompt.tolist()
-    for end in range(len(prompt), len(prompt) + n_tokens):
-        start = model.starting_point(cache, end)
-        text.append(int(model(torch.tensor([text[start:]]), cache=cache)[0, -1].argmax()))
-    return text[len(prompt) :]
+    """The likeliest continuation of a prompt, (T,), as the engine finds it."""
+    return list(new_tokens(model, prompt.tolist(), SamplingParams(max_tokens=n_tokens, temperature=0)))
 
 
 @torch.no_grad()

@@ -31,9 +31,12 @@ class Trace:
         activations: What came out of each module, float64, (B, T, C), in order of computation: "embed_tokens" (before
             scale and learned positions); for each layer N "layers.N.self_attn" and "layers.N.mlp" (before a norm that
             follows) and "layers.N" (the residual stream after the block); "norm"; and "logits", (B, T, V).
+        margins: How clear the choice of experts was at each token, (B, T): see `ReferenceGPT.router_margin`; the least
+            of all layers.
     """
 
     activations: dict[str, np.ndarray]
+    margins: np.ndarray
 
     @property
     def logits(self) -> np.ndarray:
@@ -72,16 +75,16 @@ class ReferenceGPT:
         assert 0 <= ids.min() <= ids.max() < spec.vocab_size, f"ids must lie in 0 … {spec.vocab_size - 1}"
         positions = np.broadcast_to(np.arange(ids.shape[1]) if positions is None else positions, ids.shape)
         documents = np.broadcast_to(0 if documents is None else documents, ids.shape)
-        found = {"embed_tokens": self._weight("embed_tokens.weight", ids)}  # (B, T, C)
-        x = found["embed_tokens"] * spec.embedding_scale
+        embedded = self._weight("embed_tokens.weight", ids)  # (B, T, C)
+        trace = Trace({"embed_tokens": embedded}, np.full(ids.shape, np.inf))
+        x = embedded * spec.embedding_scale
         if spec.positions == "learned":
             x = x + self._weight("embed_positions.weight", positions)
         for layer in range(spec.n_layers):
-            x = self._block(x, layer, positions, documents, found)
-        found["norm"] = self._norm(x, "norm")
-        head = "lm_head" if "lm_head.weight" in self.weights else "embed_tokens"
-        found["logits"] = _softcapped(found["norm"] @ self._weight(f"{head}.weight").T, spec.logit_softcap)
-        return Trace(found)
+            x = self._block(x, layer, positions, documents, trace)
+        hidden = self.norm(x, "norm")
+        trace.activations.update(norm=hidden, logits=self.head(hidden))
+        return trace
 
     def greedy(self, ids: np.ndarray, max_tokens: int) -> list[int]:
         """The max_tokens likeliest next ids after one text, (T,); each step computes everything again."""
@@ -101,7 +104,7 @@ class ReferenceGPT:
         return float((log_sums - chosen).mean())
 
     def _block(
-        self, x: np.ndarray, layer: int, positions: np.ndarray, documents: np.ndarray, found: dict[str, np.ndarray]
+        self, x: np.ndarray, layer: int, positions: np.ndarray, documents: np.ndarray, trace: Trace
     ) -> np.ndarray:
         """The residual stream, (B, T, C), after a block.
 
@@ -113,25 +116,27 @@ class ReferenceGPT:
         second = "post_attention_layernorm" if placement == "pre" else "pre_feedforward_layernorm"
 
         def norm(values: np.ndarray, which: str, wanted: bool) -> np.ndarray:
-            return self._norm(values, f"{name}.{which}") if wanted else values
+            return self.norm(values, f"{name}.{which}") if wanted else values
 
-        attention = self._attention(norm(x, "input_layernorm", before), layer, positions, documents)
+        attention = self.attention(norm(x, "input_layernorm", before), layer, positions, documents)
         attended = x + norm(attention, "post_attention_layernorm", after)
-        feedforward = self._feedforward(norm(x if parallel else attended, second, before), layer)
+        inner = norm(x if parallel else attended, second, before)
+        feedforward = self.feedforward(inner, layer)
         result = attended + norm(feedforward, "post_feedforward_layernorm", after)
-        found |= {f"{name}.self_attn": attention, f"{name}.mlp": feedforward, name: result}
+        trace.activations.update({f"{name}.self_attn": attention, f"{name}.mlp": feedforward, name: result})
+        np.minimum(trace.margins, self.router_margin(inner, layer), out=trace.margins)
         return result
 
-    def _attention(self, x: np.ndarray, layer: int, positions: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    def attention(self, x: np.ndarray, layer: int, positions: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """Multi-head attention (Vaswani et al. 2017, section 3.2) with grouped queries (Ainslie et al. 2023).
 
         Queries and keys normalised: Henry et al. 2020. Scores bounded: Gemma 2. (B, T, C) in and out.
         """
         spec, name = self.spec, f"layers.{layer}.self_attn"
         D, scale = spec.head_dim, spec.attention_scale or 1 / math.sqrt(spec.head_dim)
-        q, k, v = (self._linear(x, f"{name}.{part}_proj") for part in "qkv")  # (B, T, H D), (B, T, K D) twice
+        q, k, v = (self.linear(x, f"{name}.{part}_proj") for part in "qkv")  # (B, T, H D), (B, T, K D) twice
         if spec.qk_norm and spec.qk_norm_across_heads:
-            q, k = self._norm(q, f"{name}.q_norm"), self._norm(k, f"{name}.k_norm")
+            q, k = self.norm(q, f"{name}.q_norm"), self.norm(k, f"{name}.k_norm")
         mixed = np.zeros_like(q)  # (B, T, H D)
         for row in range(len(x)):
             angles = rotary_angles(spec, layer, positions[row], documents[row])  # (T, pairs)
@@ -141,29 +146,29 @@ class ReferenceGPT:
                 own, shared = slice(head * D, (head + 1) * D), slice(group * D, (group + 1) * D)
                 query, key, value = q[row, :, own], k[row, :, shared], v[row, :, shared]  # (T, D) each
                 if spec.qk_norm and not spec.qk_norm_across_heads:
-                    query, key = self._norm(query, f"{name}.q_norm"), self._norm(key, f"{name}.k_norm")
+                    query, key = self.norm(query, f"{name}.q_norm"), self.norm(key, f"{name}.k_norm")
                 if spec.positions == "rotary" and spec.rotated(layer):
                     factor = attention_factor(spec, layer)
                     query, key = rotate(query, angles) * factor, rotate(key, angles) * factor
                 scores = _softcapped(query @ key.T * scale, spec.attention_softcap)
                 mixed[row, :, own] = softmax(np.where(seen, scores, -np.inf)) @ value
-        return self._linear(mixed, f"{name}.o_proj")
+        return self.linear(mixed, f"{name}.o_proj")
 
-    def _feedforward(self, x: np.ndarray, layer: int) -> np.ndarray:
+    def feedforward(self, x: np.ndarray, layer: int) -> np.ndarray:
         """The position-wise part (Vaswani et al. 2017, section 3.3), gated (Shazeer 2020) or of experts."""
         name = f"layers.{layer}.mlp"
         if self.spec.sparse(layer):
             return self._experts(x, name)
         activation, gated = ACTIVATIONS[self.spec.feedforward], self.spec.feedforward in GATED
-        up = self._linear(x, f"{name}.up_proj")  # (B, T, F)
-        inner = activation(self._linear(x, f"{name}.gate_proj")) * up if gated else activation(up)
-        return self._linear(inner, f"{name}.down_proj")
+        up = self.linear(x, f"{name}.up_proj")  # (B, T, F)
+        inner = activation(self.linear(x, f"{name}.gate_proj")) * up if gated else activation(up)
+        return self.linear(inner, f"{name}.down_proj")
 
     def _experts(self, x: np.ndarray, name: str) -> np.ndarray:
         """A mixture of experts (Shazeer et al. 2017), chosen after the softmax as in Mixtral (Jiang et al. 2024)."""
         spec, activation = self.spec, ACTIVATIONS[self.spec.feedforward]
         gate, up, down = (self._weight(f"{name}.experts.{part}_proj") for part in ("gate", "up", "down"))
-        probabilities = softmax(self._linear(x, f"{name}.gate"))  # (B, T, E)
+        probabilities = softmax(self.linear(x, f"{name}.gate"))  # (B, T, E)
         result = np.zeros_like(x)
         for row, token in np.ndindex(*x.shape[:2]):
             share, vector = probabilities[row, token], x[row, token]  # (E,), (C,)
@@ -174,14 +179,30 @@ class ReferenceGPT:
                 result[row, token] += share[expert] / total * (down[expert] @ inner)
         return result
 
-    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+    def router_margin(self, x: np.ndarray, layer: int) -> np.ndarray:
+        """By how much the last chosen expert is likelier than the first one left out, as a share, (B, T, C) to (B, T).
+
+        Where it is as small as the rounding of float32, either of the two may be chosen. Infinite without a choice.
+        """
+        k = self.spec.n_experts_per_token
+        if not self.spec.sparse(layer) or k == self.spec.n_experts:
+            return np.full(x.shape[:2], np.inf)
+        ordered = -np.sort(-softmax(self.linear(x, f"layers.{layer}.mlp.gate")))  # (B, T, E)
+        return 1 - ordered[..., k] / ordered[..., k - 1]
+
+    def head(self, hidden: np.ndarray) -> np.ndarray:
+        """Normalised hidden states, (…, C), to logits, (…, V)."""
+        matrix = self._weight("embed_tokens.weight" if self.spec.tied_embeddings else "lm_head.weight")
+        return _softcapped(hidden @ matrix.T, self.spec.logit_softcap)
+
+    def norm(self, x: np.ndarray, name: str) -> np.ndarray:
         """RMSNorm (Zhang & Sennrich 2019), or LayerNorm (Ba et al. 2016), over the last dimension."""
         weight, centre = self._weight(f"{name}.weight"), self.spec.norm == "layernorm"
         x = x - x.mean(axis=-1, keepdims=True) if centre else x
         scaled = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + self.spec.norm_eps)
         return scaled * (1 + weight if self.spec.norm == "rmsnorm_1p" else weight) + self._bias(name)
 
-    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+    def linear(self, x: np.ndarray, name: str) -> np.ndarray:
         """(…, in) to (…, out)."""
         return x @ self._weight(f"{name}.weight").T + self._bias(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 from bimo.evaluation.certificate import Finding
 from bimo.tokenizer import Tokenizer
@@ -45,24 +46,57 @@ def _character(generator: random.Random, ranges: list[tuple[int, int]]) -> str:
     return chr(generator.randrange(*generator.choice(ranges)))
 
 
+def vocabulary_texts(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[str]:
+    """Texts made of the tokenizer's own tokens and of parts of them: these are what its merges are about."""
+    generator = random.Random(seed)
+    size = tokenizer.vocab_size
+    texts = []
+    for _ in range(count):
+        pieces = [tokenizer.decode([generator.randrange(size)]) for _ in range(generator.randrange(1, 9))]
+        text = "".join(pieces)
+        cut = generator.randrange(len(text) + 1)
+        texts.append(text[cut:] + text[:cut] if generator.random() < 0.5 else text)
+    return texts
+
+
 def compare_tokenizers(ours: Tokenizer, original: Tokenizer, count: int = 300) -> Finding:
-    """Ids and texts of a tokenizer against Hugging Face's tokenizers on the original's tokenizer.json."""
+    """A tokenizer against the original one: what is written in it, then what it does.
+
+    Ids are compared with those of Hugging Face's tokenizers on the original's tokenizer.json.
+    """
     import tokenizers
 
+    place = difference_in(ours.content, original.content)
+    if place or ours.special != original.special:
+        place = place or "special tokens"
+        return Finding("tokens", "the files", 1.0, 0.0, f"tokenizer, {place}", note="it is not what the files say")
     reference = tokenizers.Tokenizer.from_str(json.dumps(original.content))
     reference.encode_special_tokens = True
-    texts = [*SCRIPTS, *random_texts(count)]
+    texts = [*SCRIPTS, *random_texts(count), *vocabulary_texts(original, count)]
     wrong = []
     for text in texts:
         expected = reference.encode(text, add_special_tokens=False).ids
         ids = ours.encode(text)
-        if ids != expected or ours.decode(ids) != original.decode(expected):
+        if ids != expected or ours.decode(ids) != original.decode(expected) or _streamed(ours, ids) != ours.decode(ids):
             wrong.append(text)
-    return Finding(
-        "tokens",
-        "tokenizers",
-        float(len(wrong)),
-        0.0,
-        "tokenizer",
-        note=f"{wrong[0]!r} gives other ids" if wrong else f"{len(texts)} texts give the same ids",
-    )
+    note = f"{wrong[0]!r} gives other ids or comes back differently" if wrong else f"{len(texts)} texts are the same"
+    return Finding("tokens", "tokenizers", float(len(wrong)), 0.0, "tokenizer", note=note)
+
+
+def difference_in(ours: Any, theirs: Any, place: str = "") -> str:
+    """The place of the first difference between two parsed JSON values, such as model.merges.3; '' for none."""
+    if type(ours) is not type(theirs) or not isinstance(ours, (dict, list)):
+        return "" if ours == theirs else place or "all of it"
+    if ours == theirs:
+        return ""
+    keys = list(theirs) if isinstance(theirs, dict) else list(range(len(theirs)))
+    if len(ours) != len(theirs) or (isinstance(ours, dict) and ours.keys() != theirs.keys()):
+        return f"{place}: other entries" if place else "other entries"
+    inner = (difference_in(ours[key], theirs[key], f"{place}.{key}" if place else str(key)) for key in keys)
+    return next(filter(None, inner))
+
+
+def _streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text of ids as a stream of pieces gives it."""
+    decoder = tokenizer.decoder()
+    return "".join(decoder.push(i) for i in ids) + decoder.finish()

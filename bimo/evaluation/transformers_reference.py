@@ -81,10 +81,3 @@ class TransformersReference:
             for name, parameter in self.model.named_parameters():
                 parameter.data = kept[name]
         return float(loss.detach()), found
-
-    @torch.no_grad()
-    def greedy(self, prompt: Tensor, n_tokens: int) -> list[int]:
-        """The likeliest continuation of a prompt, (T,)."""
-        options = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False}
-        result = self.model.generate(prompt[None], **options, eos_token_id=None, pad_token_id=0)
-        return [int(i) for i in result[0, len(prompt) :]]

@@ -15,10 +15,10 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ from bimo.core.spec import ModelSpec
 from bimo.evaluation import exports, probes
 from bimo.evaluation.certificate import Certificate, Finding
 from bimo.evaluation.comparing import TOLERANCES, compare, finding, same_tokens, scale_of
+from bimo.evaluation.parts import clearest, compare_masks, compare_parts, far_positions, n_clear, parts_of
 from bimo.evaluation.reference import ReferenceGPT
+from bimo.evaluation.slopes import slopes_of_model, slopes_of_parts
 from bimo.evaluation.texts import compare_tokenizers
 from bimo.evaluation.transformers_reference import TransformersReference
 from bimo.interop import open_model, save_model
@@ -42,7 +44,7 @@ from bimo.tokenizer import Tokenizer
 
 REFERENCES = ("numpy", "transformers")
 _GREEDY = 64  # tokens of greedy text
-_STEP = 1e-4  # of the central difference
+_SLOPE_TOKENS = 12
 
 
 class Model(Protocol):
@@ -139,6 +141,8 @@ class _Trial:
             original, fresh = open_model(lm.source)
             original = unpack(original).eval()
         ids, notes = probes.probe_ids(original.spec, seed)
+        if original.spec.n_experts:
+            ids = clearest(ReferenceGPT(original.spec, _weights(original)), seed)
         return cls(model, original, tokenizer, fresh, lm.source, ids, notes)
 
 
@@ -166,61 +170,77 @@ def _choices(ours: ModelSpec, theirs: ModelSpec) -> Finding:
 
 
 def _against_numpy(trial: _Trial, found: dict[str, Tensor]) -> Iterator[Finding]:
-    """Activations, logits, loss, slopes and greedy text."""
-    weights = {name: p.detach().numpy() for name, p in trial.original.named_parameters()}
+    """Activations, logits, loss, parts, far positions, slopes and greedy text."""
     try:
-        reference = ReferenceGPT(trial.original.spec, weights)
+        reference = ReferenceGPT(trial.original.spec, _weights(trial.original))
     except UserError as error:  # a module of the user, which no reference knows
         yield finding("activations", "NumPy", 0.0, note=f"left out: {error.what}")
         return
-    ids = trial.ids.numpy()
-    trace = {name: torch.from_numpy(values) for name, values in reference.trace(ids).activations.items()}
-    yield from _outcomes("NumPy, float64", found, trace, trial)
-    for name, ours, theirs in _slopes(trial, reference, weights):
-        difference = abs(ours - theirs) / max(abs(theirs), 1e-6)
-        result = finding("slope", "NumPy, float64", difference, name)
-        if not result.ok or name == "norm":
-            yield result
-    prompt = trial.ids[0, :16]
+    yield from _outcomes("NumPy, float64", found, _traced(reference, trial.ids), trial)
+    parts = list(parts_of(trial.model, reference))
+    yield compare_parts(reference, parts)
+    yield compare_masks(trial.model, reference.spec)
+    yield slopes_of_parts(trial.model, reference, parts)
+    positions = torch.from_numpy(far_positions(trial.original.spec))[None]
+    ids = trial.ids[:, : positions.shape[1]]
+    far = probes.activations(trial.model, ids, positions[:, : ids.shape[1]].expand(len(ids), -1))
+    traced = _traced(reference, ids, positions[:, : ids.shape[1]])
+    yield compare("far", "NumPy, float64", _first(far, traced), traced)
+    yield slopes_of_model(trial.model, reference, trial.ids[:1, :_SLOPE_TOKENS])
+    yield from _greedy(
+        trial, "NumPy, float64", lambda text: torch.from_numpy(reference.trace(np.array(text)).logits[0])
+    )
+
+
+def _weights(model: GPT) -> dict[str, np.ndarray]:
+    return {name: p.detach().numpy() for name, p in model.named_parameters()}
+
+
+def _traced(reference: ReferenceGPT, ids: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:
+    """What the reference computes for the first tokens, up to one whose experts are not clear."""
+    trace = reference.trace(ids.numpy(), None if positions is None else positions.numpy())
+    kept = n_clear(trace)
+    return {name: torch.from_numpy(values[:, :kept]) for name, values in trace.activations.items()}
+
+
+def _first(found: dict[str, Tensor], traced: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As many tokens of what was found as were traced."""
+    return {name: values[:, : traced["logits"].shape[1]] for name, values in found.items()}
+
+
+def _greedy(trial: _Trial, name: str, logits_of: Callable[[list[int]], Tensor]) -> Iterator[Finding]:
+    """The engine's greedy text against a reference's.
+
+    Args:
+        trial: What is verified.
+        name: The reference.
+        logits_of: Its logits of a text, (T, V). Each token of the text under test is the likeliest one after those
+            before it: then so is the whole text.
+    """
+    prompt = trial.ids[0, :16].tolist()
     n_tokens = min(_GREEDY, trial.model.spec.context_length - len(prompt))
-    if n_tokens > 0:
-        text = probes.greedy(trial.model, prompt, n_tokens)
-        whole = np.array([*prompt.tolist(), *text[:-1]])
-        logits = torch.from_numpy(reference.trace(whole).logits[0, len(prompt) - 1 :])
-        # Each token is the likeliest one after those before it: then so is the whole text.
-        tie = 2 * TOLERANCES["logits"].allowed * max(1.0, scale_of([logits]))
-        yield same_tokens("NumPy, float64", text, logits.argmax(dim=-1).tolist(), logits, tie)
+    if n_tokens < 1:
+        return
+    text = probes.greedy(trial.model, trial.ids[0, :16], n_tokens)
+    whole = [*prompt, *text[:-1]]
+    logits = logits_of(whole)
+    # Up to the original context, longrope has other frequencies than beyond it.
+    scaling = trial.original.spec.rope_scaling
+    if scaling.kind == "longrope" and scaling.original_context < len(whole):
+        short = logits_of(whole[: scaling.original_context])
+        logits = torch.cat((short, logits[len(short) :]))
+    logits = logits[len(prompt) - 1 :]
+    tie = 2 * TOLERANCES["logits"].allowed * max(1.0, scale_of([logits]))
+    yield same_tokens(name, text, logits.argmax(dim=-1).tolist(), logits, tie)
 
 
 def _outcomes(name: str, found: dict[str, Tensor], trace: dict[str, Tensor], trial: _Trial) -> Iterator[Finding]:
+    found, kept = _first(found, trace), trace["logits"].shape[1]
     inner = {key: values for key, values in trace.items() if key != "logits"}
-    result = compare("activations", name, found, inner)
-    yield Finding(**{**_fields(result), "note": "; ".join(trial.notes)})
+    yield replace(compare("activations", name, found, inner), note="; ".join(trial.notes))
     yield compare("logits", name, found, {"logits": trace["logits"]}, floor=1.0)
-    ours, theirs = (float(probes.loss_of(t["logits"].double(), trial.ids)) for t in (found, trace))
+    ours, theirs = (float(probes.loss_of(t["logits"], trial.ids[:, :kept])) for t in (found, trace))
     yield finding("loss", name, abs(ours - theirs) / abs(theirs), "loss")
-
-
-def _slopes(
-    trial: _Trial, reference: ReferenceGPT, weights: dict[str, np.ndarray]
-) -> Iterator[tuple[str, float, float]]:
-    """Derivatives of the loss along a random direction for each layer, for what stands before all layers and after."""
-    ids = trial.ids[:1, :12]
-    _, gradients = probes.gradients(trial.model, ids)
-    groups: dict[str, list[str]] = {}
-    for name in weights:
-        groups.setdefault(".".join(name.split(".")[: 2 if name.startswith("layers.") else 1]), []).append(name)
-    generator = np.random.default_rng(0)
-    for group, names in groups.items():
-        # Steps in proportion to a tensor's size, so that none is drowned by another.
-        directions = {n: generator.standard_normal(weights[n].shape) * (weights[n].std() + 1e-3) for n in names}
-        losses = []
-        for sign in (1, -1):
-            moved = {n: weights[n].astype(np.float64) + sign * _STEP * d for n, d in directions.items()}
-            logits = ReferenceGPT(reference.spec, {**weights, **moved}).trace(ids.numpy()).logits
-            losses.append(reference.loss(logits[:, :-1], ids[:, 1:].numpy()))
-        ours = sum(float((gradients[n].double().numpy() * d).sum()) for n, d in directions.items() if n in gradients)
-        yield group, ours, (losses[0] - losses[1]) / (2 * _STEP)
 
 
 def _against_transformers(trial: _Trial, found: dict[str, Tensor]) -> Iterator[Finding]:
@@ -239,15 +259,9 @@ def _against_transformers(trial: _Trial, found: dict[str, Tensor]) -> Iterator[F
         yield from _outcomes("transformers", found, reference.activations(trial.ids), trial)
         ids = trial.ids[:, :_GREEDY]
         (_, ours), (_, theirs) = probes.gradients(trial.model, ids), reference.gradients(ids)
-        yield compare("gradients", "transformers", ours, theirs, floor=1e-3 * scale_of(theirs.values()))
-        prompt = trial.ids[0, :16]
-        n_tokens = min(_GREEDY, trial.model.spec.context_length - len(prompt))
-        if n_tokens > 0:
-            text, expected = probes.greedy(trial.model, prompt, n_tokens), reference.greedy(prompt, n_tokens)
-            whole = torch.tensor([[*prompt.tolist(), *expected[:-1]]])
-            logits = reference.activations(whole)["logits"][0, len(prompt) - 1 :]
-            tie = 2 * TOLERANCES["logits"].allowed * max(1.0, scale_of([logits]))
-            yield same_tokens("transformers", text, expected, logits, tie)
+        backward = dict(reversed(theirs.items()))
+        yield compare("gradients", "transformers", ours, backward, floor=1e-3 * scale_of(theirs.values()))
+        yield from _greedy(trial, "transformers", lambda text: reference.activations(torch.tensor([text]))["logits"][0])
 
 
 def _opened(trial: _Trial, family: Family, temporary: Path) -> TransformersReference:
@@ -279,12 +293,6 @@ def _against_itself(trial: _Trial, logits: Tensor) -> Iterator[Finding]:
             ways[f"padding, {side}"] = result, model(ids[:, : result.shape[1]]).float()
     for name, (ours, plain) in ways.items():
         yield compare(name, "the plain way", {"logits": ours}, {"logits": plain}, floor=1.0)
-
-
-def _fields(result: Finding) -> dict[str, Any]:
-    return {
-        name: getattr(result, name) for name in ("check", "reference", "difference", "allowed", "tensor", "position")
-    }
 
 
 def _installed(package: str) -> bool:

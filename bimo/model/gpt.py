@@ -150,7 +150,7 @@ class GPT(nn.Module):
         if self.spec.embedding_scale != 1:
             x = x * self.spec.embedding_scale
         x = self.dropout(self.embed_positions(x, steps))
-        contexts = self._contexts(start, steps, documents, cache)
+        contexts = self.contexts(start, steps, documents, cache)
         for layer in self.blocks():
             x = layer(x, contexts[layer.kind])
         if cache is not None:
@@ -167,10 +167,17 @@ class GPT(nn.Module):
             cache.clear()
         return cache.length
 
-    def _contexts(
-        self, start: int, steps: Tensor, documents: Tensor | None, cache: KVCache | None
+    def contexts(
+        self, start: int, steps: Tensor, documents: Tensor | None = None, cache: KVCache | None = None
     ) -> dict[tuple[bool, bool], AttnContext]:
-        """What attention needs for the tokens from `start` on, for each kind of layer: with a window, rotated."""
+        """What attention needs for the tokens from `start` on, for each kind of block: with a window, rotated.
+
+        Args:
+            start: Tokens before these.
+            steps: Places of these, (B or 1, T).
+            documents: As in `forward`.
+            cache: Holds the keys and values of the tokens before these.
+        """
         assert documents is None or cache is None, "documents and a cache do not go together: cache one text per row"
         spec, T = self.spec, steps.shape[1]
         contexts = {}

@@ -263,7 +263,7 @@ def _(lm: LM, patch: Patch) -> None:
 
 @bug("logits are not capped", "gemma", "logits")
 def _(lm: LM, patch: Patch) -> None:
-    lm.model.logits = lm.model.lm_head
+    lm.model.logits = lambda hidden: lm.model.lm_head(hidden)  # as an attribute, a module would be put elsewhere
 
 
 @bug("the softmax is in half precision", "qwen", "layers.0.self_attn")
