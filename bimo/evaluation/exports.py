@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -58,11 +59,12 @@ def compare_export(
     ours, theirs = (dict(m.named_parameters()) for m in (again, model))
     limit = LIMITS[{"float16": "F16", "bfloat16": "BF16"}.get(dtype, format)]
     result = compare(f"export, {format}", "its source", ours, theirs, allowed=limit)
-    note = f"{_divergence(again, model):.1e} nats from its source on a random text"
-    yield Finding(result.check, result.reference, result.difference, result.allowed, result.tensor, note=note)
-    if tokenizer is not None and found is not None:
-        tokens = compare_tokenizers(found, tokenizer, 100)
-        yield Finding(f"tokens, {format}", "its source", tokens.difference, 0.0, tokens.tensor, note=tokens.note)
+    yield replace(result, note=f"{_divergence(again, model):.1e} nats from its source on a random text")
+    if tokenizer is not None and found is None:
+        yield Finding(f"tokens, {format}", "its source", math.inf, 0.0, "tokenizer", note="there is none")
+    elif tokenizer is not None and found is not None:
+        tokens = compare_tokenizers(found, tokenizer, exported=True, count=100)
+        yield replace(tokens, check=f"tokens, {format}", reference="its source")
 
 
 @torch.no_grad()

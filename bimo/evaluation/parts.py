@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bimo.core.spec import ModelSpec
 from bimo.evaluation.certificate import Finding
-from bimo.evaluation.comparing import compare, finding
+from bimo.evaluation.comparing import TOLERANCES, compare, finding
 from bimo.evaluation.probes import probe_ids
 from bimo.evaluation.reference import ReferenceGPT, Trace, visible
 from bimo.model.gpt import GPT, Block
@@ -51,11 +51,14 @@ class Part:
 
 
 @torch.no_grad()
-def compare_parts(reference: ReferenceGPT, parts: Sequence[Part]) -> Finding:
-    """What each part gives, against the reference."""
+def compare_parts(reference: ReferenceGPT, parts: Sequence[Part], check: str = "parts") -> Finding:
+    """What each part gives, against the reference; of the check "far", rotary angles are allowed their rounding."""
     ours = {part.name: part.ours(torch.from_numpy(part.x)) for part in parts}
     theirs = {part.name: torch.from_numpy(part.theirs(reference, part.x.astype(np.float64))) for part in parts}
-    return compare("parts", "NumPy, float64", ours, theirs)
+    allowed = TOLERANCES[check].allowed
+    if check == "far":
+        allowed = max(allowed, reference.spec.context_length * 2.0**-22)
+    return compare(check, "NumPy, float64", ours, theirs, allowed=allowed)
 
 
 def n_clear(trace: Trace) -> int:
@@ -111,15 +114,27 @@ def compare_masks(model: GPT, spec: ModelSpec) -> Finding:
 def parts_of(model: GPT, reference: ReferenceGPT) -> Iterator[Part]:
     """All parts, in order of computation."""
     random = np.random.default_rng(0)
+    near = np.arange(min(_TOKENS, reference.spec.context_length))
     for layer in range(reference.spec.n_layers):
         yield from _norms(model, f"layers.{layer}.", reference, random)
-        yield from _attention(model, layer, reference, random)
+        yield from _attention(model, layer, reference, near, random)
         yield _feedforward(model, layer, reference, random)
     yield from _norms(model, "", reference, random)
     x = _noise(random, 1, 4, reference.spec.d_model)
     head = "embed_tokens.weight" if reference.spec.tied_embeddings else "lm_head.weight"
     x *= max(_SHARP, reference.spec.logit_softcap) / _size(x @ np.asarray(reference.weights[head]).T)
     yield Part("lm_head", model.logits, ReferenceGPT.head, x, (head,))
+
+
+def far_parts(model: GPT, reference: ReferenceGPT) -> Iterator[Part]:
+    """What depends on positions, at positions up to the end of the context."""
+    random = np.random.default_rng(0)
+    steps = far_positions(reference.spec)
+    x = _noise(random, 1, len(steps), reference.spec.d_model)
+    ours = partial(model.embed_positions, steps=torch.from_numpy(steps)[None])
+    yield Part("embed_positions", ours, partial(ReferenceGPT.place, positions=steps[None]), x, ())
+    for layer in range(reference.spec.n_layers):
+        yield from _attention(model, layer, reference, steps, random)
 
 
 def _norms(model: GPT, prefix: str, reference: ReferenceGPT, random: np.random.Generator) -> Iterator[Part]:
@@ -133,10 +148,11 @@ def _norms(model: GPT, prefix: str, reference: ReferenceGPT, random: np.random.G
             yield Part(f"{name}, inputs of {size:.3g}", model.get_submodule(name), norm, x, _under(reference, name))
 
 
-def _attention(model: GPT, layer: int, reference: ReferenceGPT, random: np.random.Generator) -> Iterator[Part]:
-    """Attention at positions near and far, with scores that choose, and (where there is a cap) with scores near it."""
+def _attention(
+    model: GPT, layer: int, reference: ReferenceGPT, steps: np.ndarray, random: np.random.Generator
+) -> Iterator[Part]:
+    """Attention at some positions, with scores that choose, and (where there is a cap) with scores near it."""
     spec, name = reference.spec, f"layers.{layer}.self_attn"
-    steps = far_positions(spec)
     block = cast(Block, model.layers[layer])
     context = model.contexts(0, torch.from_numpy(steps)[None])[block.kind]
     for strength in (_SHARP, spec.attention_softcap / 2) if spec.attention_softcap else (_SHARP,):

@@ -65,11 +65,11 @@ def recorded(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def activations(model: GPT, ids: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:
+def activations(model: GPT, ids: Tensor) -> dict[str, Tensor]:
     """What each module computes on the way from ids, (B, T), to logits: (B, T, C) each, and "logits", (B, T, V)."""
     modules = {name: model.get_submodule(name) for name in module_names(model.spec)}
     with recorded(modules) as found:
-        logits = model(ids, positions=positions)
+        logits = model(ids)
     return {**found, "logits": logits.float()}
 
 

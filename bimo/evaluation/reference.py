@@ -77,9 +77,7 @@ class ReferenceGPT:
         documents = np.broadcast_to(0 if documents is None else documents, ids.shape)
         embedded = self._weight("embed_tokens.weight", ids)  # (B, T, C)
         trace = Trace({"embed_tokens": embedded}, np.full(ids.shape, np.inf))
-        x = embedded * spec.embedding_scale
-        if spec.positions == "learned":
-            x = x + self._weight("embed_positions.weight", positions)
+        x = self.place(embedded * spec.embedding_scale, positions)
         for layer in range(spec.n_layers):
             x = self._block(x, layer, positions, documents, trace)
         hidden = self.norm(x, "norm")
@@ -178,6 +176,10 @@ class ReferenceGPT:
                 inner = activation(gate[expert] @ vector) * (up[expert] @ vector)  # (F,)
                 result[row, token] += share[expert] / total * (down[expert] @ inner)
         return result
+
+    def place(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Embeddings, (B, T, C), with learned positions added (Radford et al. 2018), where the model has them."""
+        return x + self._weight("embed_positions.weight", positions) if self.spec.positions == "learned" else x
 
     def router_margin(self, x: np.ndarray, layer: int) -> np.ndarray:
         """By how much the last chosen expert is likelier than the first one left out, as a share, (B, T, C) to (B, T).

@@ -23,6 +23,7 @@ from bimo.model.gpt import GPT
 
 _STEP = 1e-6  # of the central difference, in units of a tensor's standard deviation
 _INPUT = "its input"
+_SHOWN_LAYERS = 5  # each costs two passes of the reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,9 @@ class _Slope:
 
 
 def slopes_of_model(model: GPT, reference: ReferenceGPT, ids: Tensor) -> Finding:
-    """Slopes of the loss, for each layer, for what stands before all layers, and for what stands after them.
+    """Slopes of the loss, for some layers, for what stands before all layers, and for what stands after them.
+
+    What is wrong within a layer `slopes_of_parts` finds in each of them; here it is about the way between layers.
 
     Args:
         model: Under test.
@@ -53,8 +56,14 @@ def slopes_of_model(model: GPT, reference: ReferenceGPT, ids: Tensor) -> Finding
         return finding("slope", "NumPy, float64", 0.0, note="left out: the text is too short")
     _, found = gradients(model, ids)
     groups: dict[str, list[str]] = {}
+    last = reference.spec.n_layers - 1
+    shown = {round(last * i / (_SHOWN_LAYERS - 1)) for i in range(_SHOWN_LAYERS)}
     for name in reference.weights:
-        groups.setdefault(".".join(name.split(".")[: 2 if name.startswith("layers.") else 1]), []).append(name)
+        first, *rest = name.split(".")
+        if first != "layers":
+            groups.setdefault(first, []).append(name)
+        elif int(rest[0]) in shown:
+            groups.setdefault(f"layers.{rest[0]}", []).append(name)
 
     def loss(moved: Mapping[str, np.ndarray]) -> float:
         logits = _moved(reference, moved).trace(ids.numpy()).logits

@@ -31,7 +31,7 @@ from bimo.core.spec import ModelSpec
 from bimo.evaluation import exports, probes
 from bimo.evaluation.certificate import Certificate, Finding
 from bimo.evaluation.comparing import TOLERANCES, compare, finding, same_tokens, scale_of
-from bimo.evaluation.parts import clearest, compare_masks, compare_parts, far_positions, n_clear, parts_of
+from bimo.evaluation.parts import clearest, compare_masks, compare_parts, far_parts, n_clear, parts_of
 from bimo.evaluation.reference import ReferenceGPT
 from bimo.evaluation.slopes import slopes_of_model, slopes_of_parts
 from bimo.evaluation.texts import compare_tokenizers
@@ -179,13 +179,9 @@ def _against_numpy(trial: _Trial, found: dict[str, Tensor]) -> Iterator[Finding]
     yield from _outcomes("NumPy, float64", found, _traced(reference, trial.ids), trial)
     parts = list(parts_of(trial.model, reference))
     yield compare_parts(reference, parts)
+    yield compare_parts(reference, list(far_parts(trial.model, reference)), "far")
     yield compare_masks(trial.model, reference.spec)
     yield slopes_of_parts(trial.model, reference, parts)
-    positions = torch.from_numpy(far_positions(trial.original.spec))[None]
-    ids = trial.ids[:, : positions.shape[1]]
-    far = probes.activations(trial.model, ids, positions[:, : ids.shape[1]].expand(len(ids), -1))
-    traced = _traced(reference, ids, positions[:, : ids.shape[1]])
-    yield compare("far", "NumPy, float64", _first(far, traced), traced)
     yield slopes_of_model(trial.model, reference, trial.ids[:1, :_SLOPE_TOKENS])
     yield from _greedy(
         trial, "NumPy, float64", lambda text: torch.from_numpy(reference.trace(np.array(text)).logits[0])
@@ -196,9 +192,9 @@ def _weights(model: GPT) -> dict[str, np.ndarray]:
     return {name: p.detach().numpy() for name, p in model.named_parameters()}
 
 
-def _traced(reference: ReferenceGPT, ids: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:
+def _traced(reference: ReferenceGPT, ids: Tensor) -> dict[str, Tensor]:
     """What the reference computes for the first tokens, up to one whose experts are not clear."""
-    trace = reference.trace(ids.numpy(), None if positions is None else positions.numpy())
+    trace = reference.trace(ids.numpy())
     kept = n_clear(trace)
     return {name: torch.from_numpy(values[:, :kept]) for name, values in trace.activations.items()}
 

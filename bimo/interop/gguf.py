@@ -20,7 +20,7 @@ from bimo.interop.gguf_vocab import read_tokenizer, write_tokenizer
 from bimo.interop.huggingface import assign, empty_model
 from bimo.model.blocks import FORMATS, BlockFormat, dequantize, quantize
 from bimo.model.gpt import GPT
-from bimo.model.packed import PackedTensor
+from bimo.model.packed import PackedTensor, plain
 from bimo.tokenizer import Tokenizer
 
 EXPORTS = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_K": 15}
@@ -119,7 +119,7 @@ class _Source:
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def _prepared(self, name: str) -> Tensor:
-        tensor = self.parameters[name].detach().float().cpu()
+        tensor = plain(self.parameters[name].detach()).float().cpu()
         if self.spec.norm == "rmsnorm_1p" and "norm" in name:
             tensor = tensor + 1.0  # llama.cpp counts these weights from 0
         if self.architecture.interleaved and _turns(name):

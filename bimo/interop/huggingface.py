@@ -21,6 +21,7 @@ from bimo.core.errors import UserError
 from bimo.interop.families import FAMILIES, family_of, read_config
 from bimo.interop.tensors import PLAIN, TensorNames
 from bimo.model.gpt import GPT
+from bimo.model.packed import plain
 from bimo.tokenizer import Tokenizer
 
 _AGAIN = "Copy the model's folder again."
@@ -44,7 +45,7 @@ def save_model(folder: Path, model: GPT, tokenizer: Tokenizer | None, dtype: str
         ends["eos_token_id"] = sorted(tokenizer.end_ids)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2), encoding="utf-8")
-    parameters = {name: p.detach().to("cpu", _DTYPES[dtype]) for name, p in model.named_parameters()}
+    parameters = {name: plain(p.detach()).to("cpu", _DTYPES[dtype]) for name, p in model.named_parameters()}
     names = TensorNames(family_of(model.spec) or PLAIN, model.spec, {n: p.shape for n, p in parameters.items()})
     tensors = {name: tensor.contiguous() for name, tensor in names.write(parameters).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

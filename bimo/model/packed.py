@@ -64,10 +64,11 @@ class PackedTensor(torch.Tensor):
             raise UserError(
                 "packed weights cannot be changed in place", mend="Call bimo.unpack(lm.model) before you train it."
             )
-        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+        return func(*tree_map(plain, args), **tree_map(plain, kwargs or {}))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A packed tensor's numbers; anything else as it is."""
     return value.unpacked() if isinstance(value, PackedTensor) else value
 
 

@@ -1,0 +1,78 @@
+"""llama.cpp as a reference: how it reads a GGUF file, tokenises a text, and what it computes. Needs llama-cpp-python.
+
+llama.cpp multiplies quantised weights with activations that it quantises, too, so its logits lie within the format's
+rounding of the exact ones, not within float32's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bimo.core.errors import UserError, require
+
+
+class LlamaCpp:
+    """A GGUF file as llama.cpp opens it.
+
+    Args:
+        path: The file.
+        context: Tokens that it will see at most.
+        only_vocabulary: Whether weights are left alone.
+
+    Raises:
+        UserError: llama-cpp-python is missing, or llama.cpp refuses the file.
+    """
+
+    def __init__(self, path: Path, context: int = 128, *, only_vocabulary: bool = False) -> None:
+        package: Any = require("llama_cpp", "llama")
+        self.messages: list[str] = []
+        self._keep = package.llama_log_callback(lambda level, text, data: self.messages.append(text.decode()))
+        package.llama_log_set(self._keep, None)
+        options = {"n_ctx": context, "n_batch": context, "n_threads": 2, "logits_all": True, "verbose": True}
+        try:
+            self._model = package.Llama(str(path), **options, vocab_only=only_vocabulary, seed=0)
+        except (ValueError, AssertionError, RuntimeError) as error:
+            said = " ".join(line.strip() for line in self.messages if "error" in line.lower())
+            raise UserError(f"llama.cpp refuses it ({said or error})", where=str(path)) from error
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in which no control token is recognised."""
+        return list(self._model.tokenize(text.encode(), add_bos=False, special=False))
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a text in which control tokens may stand by their names."""
+        return list(self._model.tokenize(text.encode(), add_bos=False, special=True))
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits after each token of a text, float32, (T, V)."""
+        self._model.reset()
+        self._model.eval(list(ids))
+        return torch.from_numpy(np.array(self._model.scores[: len(ids)]))
+
+    def greedy(self, prompt: Sequence[int], n_tokens: int) -> list[int]:
+        """The likeliest continuation of a prompt."""
+        self._model.reset()
+        self._model.eval(list(prompt))
+        found: list[int] = []
+        for place in range(len(prompt) - 1, len(prompt) - 1 + n_tokens):
+            found.append(int(np.argmax(self._model.scores[place])))
+            self._model.eval(found[-1:])
+        return found
+
+    def close(self) -> None:
+        """Free its memory."""
+        self._model.close()
+
+
+def divergence(ours: Tensor, theirs: Tensor) -> float:
+    """Mean Kullback-Leibler divergence in nats of the next token's distributions, (T, V) each; `theirs` is the truth."""
+    p, q = theirs.double().log_softmax(dim=-1), ours.double().log_softmax(dim=-1)
+    found = float((p.exp() * (p - q)).sum(dim=-1).mean())
+    return found if math.isfinite(found) else math.inf
