@@ -67,7 +67,16 @@ class Finding:
         mark = "ok  " if self.ok else "BAD "
         where = f" at {self.place}" if self.tensor else ""
         note = f"; {self.note}" if self.note else ""
-        return f"{mark}{self.check} against {self.reference}: {self.difference:.1e} of {self.allowed:.0e}{where}{note}"
+        return f"{mark}{self.check} against {self.reference}: {self.amount}{where}{note}"
+
+    @property
+    def amount(self) -> str:
+        """The difference beside what is allowed, in words."""
+        if self.difference == 0:
+            return "no difference"
+        return (
+            f"{self.difference:.1e} of {self.allowed:.0e}" if self.allowed else f"{self.difference:.3g}, none allowed"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +120,7 @@ class Certificate:
     def verdict(self) -> str:
         """The result in one line."""
         worst = self.worst
-        how = f"{worst.check} against {worst.reference} {worst.difference:.1e} of {worst.allowed:.0e}"
+        how = f"{worst.check} against {worst.reference}, {worst.amount},"
         if self.ok:
             return f"VERIFIED: {len(self.findings)} comparisons hold; the nearest to its limit: {how} at {worst.place}"
         bad = sum(not finding.ok for finding in self.findings)
@@ -129,7 +138,7 @@ class Certificate:
     def _page(self) -> str:
         rows = "".join(
             f'<tr class="{"ok" if f.ok else "bad"}"><td>{_text(f.check)}</td><td>{_text(f.reference)}</td>'
-            f"<td>{f.difference:.2e}</td><td>{f.allowed:.0e}</td><td>{_text(f.place)}</td><td>{_text(f.note)}</td></tr>"
+            f"<td>{_text(f.amount)}</td><td>{_text(f.place)}</td><td>{_text(f.note)}</td></tr>"
             for f in self.findings
         )
         limits = "".join(
@@ -176,7 +185,7 @@ p.verdict {{ padding: 1em; border-radius: .4em }} p.ok {{ background: #dfd }} p.
 code {{ font-size: 12px; word-break: break-all }} summary {{ cursor: pointer; font-weight: 600 }}
 </style></head><body>
 <h1>{title}</h1><p class="verdict {state}">{verdict}</p><p>{about}</p>
-<table><tr><th>compared</th><th>with</th><th>worst difference</th><th>allowed</th><th>where</th><th></th></tr>
+<table><tr><th>compared</th><th>with</th><th>worst difference, of what is allowed</th><th>where</th><th></th></tr>
 {rows}</table>
 <details open><summary>What is allowed, and why</summary>
 <table><tr><th>check</th><th>allowed</th><th>measure</th><th>why</th></tr>{limits}</table></details>

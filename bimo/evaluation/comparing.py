@@ -52,6 +52,13 @@ TOLERANCES = {
     "cache": Tolerance(1e-4, "as for logits", "the order of sums differs between one token and many"),
     "batch": Tolerance(1e-4, "as for logits", "the order of sums differs between one row and many"),
     "padding": Tolerance(1e-4, "as for logits", "other places in a row give the same angles only up to rounding"),
+    "tokens of llama.cpp": Tolerance(0.0, "texts that give other ids", "ids are whole numbers"),
+    "logits of llama.cpp": Tolerance(
+        5e-3,
+        "largest |a - b| over the largest |b|; the limit depends on the format: 5e-3 for F32, 1e-2 for F16, 3e-2 for "
+        "BF16, 1e-1 for quantised weights",
+        "llama.cpp keeps keys and values in float16, and multiplies quantised weights with activations of 8 bits",
+    ),
     "export": Tolerance(
         0.0,
         "largest |a - b| of a tensor over the largest |b| in it; the limit depends on the format",

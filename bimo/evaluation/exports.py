@@ -13,6 +13,7 @@ import torch
 from bimo.core.errors import UserError, require
 from bimo.evaluation.certificate import Finding
 from bimo.evaluation.comparing import TOLERANCES, compare
+from bimo.evaluation.llama_cpp_reference import compare_with_llama_cpp, divergence
 from bimo.evaluation.probes import probe_ids
 from bimo.evaluation.texts import compare_tokenizers
 from bimo.interop import open_model
@@ -25,8 +26,17 @@ LIMITS = {"hf": 0.0, "F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 200, 
 FORMATS = (*LIMITS, "onnx")
 
 
-def compare_exports(model: GPT, tokenizer: Tokenizer | None, formats: Sequence[str]) -> Iterator[Finding]:
-    """Write a model in each format into a temporary folder, open it again, and compare."""
+def compare_exports(
+    model: GPT, tokenizer: Tokenizer | None, formats: Sequence[str], *, with_llama_cpp: bool = False
+) -> Iterator[Finding]:
+    """Write a model in each format into a temporary folder, open it again, and compare.
+
+    Args:
+        model: The source.
+        tokenizer: Its tokenizer.
+        formats: Some of `FORMATS`; one that cannot hold the model is left out with the reason.
+        with_llama_cpp: Whether GGUF files are opened by llama.cpp, too.
+    """
     for format in formats:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ("model" if format == "hf" else "model.file")
@@ -37,6 +47,10 @@ def compare_exports(model: GPT, tokenizer: Tokenizer | None, formats: Sequence[s
                 yield Finding(f"export, {format}", "its source", 0.0, 0.0, note=f"left out: {error.what}")
                 continue
             yield from compare_export(model, tokenizer, path, format)
+            if with_llama_cpp and path.suffix == ".gguf":
+                again, found = open_model(path)
+                assert found is not None, "a GGUF file has a tokenizer"
+                yield from compare_with_llama_cpp(path, unpack(again), found, format)
 
 
 def compare_export(
@@ -59,7 +73,10 @@ def compare_export(
     ours, theirs = (dict(m.named_parameters()) for m in (again, model))
     limit = LIMITS[{"float16": "F16", "bfloat16": "BF16"}.get(dtype, format)]
     result = compare(f"export, {format}", "its source", ours, theirs, allowed=limit)
-    yield replace(result, note=f"{_divergence(again, model):.1e} nats from its source on a random text")
+    ids = probe_ids(model.spec)[0][:, :48]
+    with torch.no_grad():
+        apart = divergence(again.eval()(ids), model.eval()(ids))
+    yield replace(result, note=f"{apart:.1e} nats from its source on a random text")
     if tokenizer is not None and found is None:
         yield Finding(f"tokens, {format}", "its source", math.inf, 0.0, "tokenizer", note="there is none")
     elif tokenizer is not None and found is not None:
@@ -80,11 +97,3 @@ def _compare_graph(model: GPT, path: Path) -> Finding:
         if found.difference > worst.difference:
             worst = found
     return replace(worst, note="; ".join(notes))
-
-
-@torch.no_grad()
-def _divergence(again: GPT, model: GPT) -> float:
-    """Mean Kullback-Leibler divergence of the next token's distribution, in nats."""
-    ids = probe_ids(model.spec)[0][:, :48]
-    p, q = (m.eval()(ids).double().log_softmax(dim=-1) for m in (model, again))
-    return max(0.0, float((p.exp() * (p - q)).sum(dim=-1).mean()))

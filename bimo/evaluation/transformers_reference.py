@@ -6,7 +6,10 @@ into bimo's names by saving them as if they were weights and reading that checkp
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +34,14 @@ class TransformersReference:
     """
 
     def __init__(self, path: Path, family: Family, spec: ModelSpec) -> None:
-        import transformers
-
         where: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
         if path.is_file():
             where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        quiet = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        try:
+        with _quiet() as transformers:
             self.model = transformers.AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.float32, attn_implementation="eager", local_files_only=True
             ).eval()
-        finally:
-            transformers.logging.set_verbosity(quiet)
+        self.model.hf_quantizer = None  # of a GGUF file, whose weights are plain by now
         if hasattr(self.model, "set_experts_implementation"):  # the fused one takes no odd widths
             self.model.set_experts_implementation("eager")
         self.family, self.spec = family, spec
@@ -73,7 +71,7 @@ class TransformersReference:
             parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = None
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, _quiet():
                 self.model.save_pretrained(folder)
                 weights = Weights(Path(folder), self.family.prefix)
                 found = {name: self.names.read(name, weights.get).float().clone() for name in self.shapes}
@@ -81,3 +79,21 @@ class TransformersReference:
             for name, parameter in self.model.named_parameters():
                 parameter.data = kept[name]
         return float(loss.detach()), found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Any]:
+    """transformers without its progress bars and advice, which would stand among the findings."""
+    import transformers
+
+    logging = transformers.logging
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader has a bar of another library
+            yield transformers
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()

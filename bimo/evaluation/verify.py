@@ -31,6 +31,7 @@ from bimo.core.spec import ModelSpec
 from bimo.evaluation import exports, probes
 from bimo.evaluation.certificate import Certificate, Finding
 from bimo.evaluation.comparing import TOLERANCES, compare, finding, same_tokens, scale_of
+from bimo.evaluation.llama_cpp_reference import compare_with_llama_cpp
 from bimo.evaluation.parts import clearest, compare_masks, compare_parts, far_parts, n_clear, parts_of
 from bimo.evaluation.reference import ReferenceGPT
 from bimo.evaluation.slopes import slopes_of_model, slopes_of_parts
@@ -42,7 +43,7 @@ from bimo.model.gpt import GPT
 from bimo.model.packed import unpack
 from bimo.tokenizer import Tokenizer
 
-REFERENCES = ("numpy", "transformers")
+REFERENCES = ("numpy", "transformers", "llama.cpp")
 _GREEDY = 64  # tokens of greedy text
 _SLOPE_TOKENS = 12
 
@@ -74,7 +75,8 @@ def verify(
 
     Args:
         lm: The model. Packed weights are unpacked.
-        references: "numpy", and "transformers", which is left out where it is not installed or knows no such model.
+        references: "numpy"; "transformers" and, for GGUF files, "llama.cpp", which are left out where they are not
+            installed or know no such model.
         formats: The exports to make and compare: "hf" and names of `interop.gguf.EXPORTS`; those that cannot hold this
             model are left out.
         seed: Of the random ids.
@@ -88,14 +90,16 @@ def verify(
     """
     unknown = [name for name in references if name not in REFERENCES]
     if unknown:
-        raise UserError(f"no reference {unknown[0]!r}", mend=f"Use {' or '.join(REFERENCES)}.")
+        raise UserError(f"no reference {unknown[0]!r}", mend=f"Use {', '.join(REFERENCES)}.")
     trial = _Trial.of(lm, seed)
     findings = []
     for found in _findings(trial, references, formats):
         findings.append(found)
         if on_finding:
             on_finding(found)
-    packages = ("torch", "numpy", *(name for name in ("transformers",) if name in references and _installed(name)))
+    packages = ["torch", "numpy"]
+    packages += ["transformers"] * ("transformers" in references and _installed("transformers"))
+    packages += ["llama-cpp-python"] * ("llama.cpp" in references and _installed("llama_cpp"))
     return Certificate(
         model=str(lm.source.parent if lm.source and lm.source.name == "model" else lm.source or "a model in memory"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,7 +165,10 @@ def _findings(trial: _Trial, references: Sequence[str], formats: Sequence[str]) 
     if "transformers" in references and _installed("transformers"):
         yield from _against_transformers(trial, found)
     yield from _against_itself(trial, found["logits"])
-    yield from exports.compare_exports(trial.model, trial.tokenizer, formats)
+    with_llama_cpp = "llama.cpp" in references and _installed("llama_cpp")
+    if with_llama_cpp and trial.tokenizer is not None and trial.source is not None and trial.source.is_file():
+        yield from compare_with_llama_cpp(trial.source, trial.model, trial.tokenizer, "quantised")
+    yield from exports.compare_exports(trial.model, trial.tokenizer, formats, with_llama_cpp=with_llama_cpp)
 
 
 def _choices(ours: ModelSpec, theirs: ModelSpec) -> Finding:
@@ -247,33 +254,33 @@ def _against_transformers(trial: _Trial, found: dict[str, Tensor]) -> Iterator[F
         return
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            reference = _opened(trial, family, Path(temporary))
+            reference, name = _opened(trial, family, Path(temporary))
         except Exception as error:  # whatever transformers raises; the certificate says so, and the file is not proven
             short = " ".join(str(error).split())[:160]
             yield finding("activations", "transformers", math.inf, note=f"it cannot open this: {short}")
             return
-        yield from _outcomes("transformers", found, reference.activations(trial.ids), trial)
+        yield from _outcomes(name, found, reference.activations(trial.ids), trial)
         ids = trial.ids[:, :_GREEDY]
         (_, ours), (_, theirs) = probes.gradients(trial.model, ids), reference.gradients(ids)
         backward = dict(reversed(theirs.items()))
-        yield compare("gradients", "transformers", ours, backward, floor=1e-3 * scale_of(theirs.values()))
-        yield from _greedy(trial, "transformers", lambda text: reference.activations(torch.tensor([text]))["logits"][0])
+        yield compare("gradients", name, ours, backward, floor=1e-3 * scale_of(theirs.values()))
+        yield from _greedy(trial, name, lambda text: reference.activations(torch.tensor([text]))["logits"][0])
 
 
-def _opened(trial: _Trial, family: Family, temporary: Path) -> TransformersReference:
-    """transformers on the model's own files where it reads them, else on a folder that bimo writes."""
+def _opened(trial: _Trial, family: Family, temporary: Path) -> tuple[TransformersReference, str]:
+    """transformers on the model's own files where it reads them, else on a folder that bimo writes; and its name."""
     source, spec = trial.source, trial.original.spec
     if source is not None and source.is_dir():
         model_type = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
         if model_type == family.model_type or model_type != "bimo":
-            return TransformersReference(source, family, spec)
-    if source is not None and source.is_file() and _installed("gguf"):
+            return TransformersReference(source, family, spec), "transformers"
+    if source is not None and source.is_file() and _installed("gguf") and _installed("accelerate"):
         try:
-            return TransformersReference(source, family, spec)
+            return TransformersReference(source, family, spec), "transformers"
         except (ValueError, KeyError, NotImplementedError, RuntimeError):
             pass  # an architecture that its GGUF reader does not know
     save_model(temporary, trial.original, None)
-    return TransformersReference(temporary, family, spec)
+    return TransformersReference(temporary, family, spec), "transformers, on weights that bimo read"
 
 
 def _against_itself(trial: _Trial, logits: Tensor) -> Iterator[Finding]:

@@ -62,6 +62,7 @@ class Architecture:
         biases: The choices of biases that it has.
         factors: The tensor that may hold factors of the rotary frequencies; '' when it reads none.
         interleaved: Rotary pairs lie side by side, so rows of queries and keys are in another order (Llama).
+        own_head: A file needs a head of its own: that of a model with tied embeddings is written twice.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Architecture:
     biases: tuple[str, ...] = ("none",)
     factors: str = ""
     interleaved: bool = False
+    own_head: bool = False
 
     def tensor_names(self, spec: ModelSpec, shapes: Mapping[str, Any]) -> TensorNames:
         """Where each of our parameters lies in a file."""
@@ -113,7 +115,9 @@ ARCHITECTURES = (
     ),
     Architecture("qwen2", _PRE, _PLAIN, biases=("qkv",)),
     Architecture("smollm3", _PRE, {**_WHOLE, "unrotated_layers": _every(4, 3)}, interleaved=True),
-    Architecture("olmo2", _AFTER, {"qk_norm": True, "qk_norm_across_heads": True, "norm_placement": "post"}),
+    Architecture(
+        "olmo2", _AFTER, {"qk_norm": True, "qk_norm_across_heads": True, "norm_placement": "post"}, own_head=True
+    ),
     Architecture(
         "gemma2",
         _SANDWICH,
@@ -139,10 +143,11 @@ ARCHITECTURES = (
         # llama.cpp computes the tanh form of GELU also where a model was trained with the exact one, as Pythia was.
         "gptneox",
         _FUSED,
-        {**_PLAIN, "norm": "layernorm", "feedforward": "gelu_erf", "tied_embeddings": False},
+        {**_PLAIN, "norm": "layernorm", "feedforward": "gelu_erf"},
         keys=(("parallel_blocks", "use_parallel_residual"),),
         fused={_QKV: "attn_qkv"},
         biases=("all",),
+        own_head=True,
     ),
     Architecture(
         "gpt2",

@@ -27,7 +27,8 @@ EXPORTS = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_K": 15}
 """The formats that can be written, with llama.cpp's number for a file of mostly that format."""
 
 _AGAIN = "Download or export the file again."
-_FINE = ("token_embd.weight", "output.weight")  # one byte per number also in 4-bit files: each is used for every token
+_EMBEDDINGS, _HEAD = "token_embd.weight", "output.weight"
+_FINE = (_EMBEDDINGS, _HEAD)  # one byte per number also in 4-bit files: each is used for every token
 _EXACT = ("ffn_gate_inp.weight", "position_embd.weight")
 _BY_NUMBER = {format.number: format for format in FORMATS.values()}
 
@@ -106,13 +107,17 @@ class _Source:
             self.parts.setdefault(self.names.theirs(name), []).append(name)
         self.shapes = {theirs: self._shape(parts) for theirs, parts in self.parts.items()}
         self.shapes |= {name: (len(numbers),) for name, numbers in self.factors.items()}
+        if architecture.own_head and model.spec.tied_embeddings:
+            self.parts[_HEAD] = self.parts[_EMBEDDINGS]
+            self.shapes[_HEAD] = self.shapes[_EMBEDDINGS]
 
     def get(self, theirs: str) -> Tensor:
         """A tensor in their layout, float32, on the CPU."""
         if theirs in self.factors:
             return torch.tensor(self.factors[theirs])
         tensors = {name: self._prepared(name) for name in self.parts[theirs]}
-        return self.names.write(tensors)[theirs].contiguous()
+        [tensor] = self.names.write(tensors).values()
+        return tensor.contiguous()
 
     def _shape(self, parts: list[str]) -> tuple[int, ...]:
         shapes = [tuple(self.parameters[name].shape) for name in parts]

@@ -81,7 +81,8 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(spec.d_model, spec.vocab_size, bias=False)
         if spec.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.reset_parameters()
+        if not self.lm_head.weight.is_meta:  # a model that waits for its weights
+            self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw initial weights (GPT-2's scheme): the logits start near zero, so the first loss is near ln V.

@@ -153,7 +153,7 @@ def random_case(family: str, seed: int) -> Any:
     heads, groups = rng.choice([1, 3, 4, 5, 6, 7]), rng.choice([1, 2, 3])
     head_dim = 2 * rng.randint(2, 20)
     arguments: dict[str, Any] = {
-        "vocab_size": rng.randint(90, 300),
+        "vocab_size": rng.randint(280, 400),
         "hidden_size": heads * groups * rng.randint(2, 12),
         "num_hidden_layers": rng.randint(1, 5),
         "num_attention_heads": heads * groups,
@@ -276,9 +276,10 @@ _LACKS = {
 }
 
 
-def reference(name: str, seed: int = 0) -> Any:
-    """The transformers model of a case."""
-    return _model(*CASES[name], seed)
+def case(name: str, seed: int = 0, **changes: Any) -> Any:
+    """The transformers model of a case, with some arguments of its config changed."""
+    family, arguments = CASES[name]
+    return _model(family, {**arguments, **changes}, seed)
 
 
 def _model(family: str, arguments: dict[str, Any], seed: int) -> Any:
