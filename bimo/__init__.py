@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bimo.core.errors import UserError
     from bimo.core.registry import register
     from bimo.engine import Engine, SamplingParams
+    from bimo.evaluation.verify import verify
     from bimo.lm import LM, load, new
     from bimo.model.gpt import GPT
     from bimo.model.packed import unpack
@@ -42,6 +43,7 @@ _HOMES = {
     "new": "bimo.lm",
     "register": "bimo.core.registry",
     "unpack": "bimo.model.packed",
+    "verify": "bimo.evaluation.verify",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "new",
     "register",
     "unpack",
+    "verify",
 ]
 
 

@@ -36,6 +36,7 @@ class Finding:
         tensor: Where the worst one sits; of several that differ too much, the first in order of computation.
         position: The token's place in its row, -1 where that means nothing.
         note: More words, for example what a comparison could not reach.
+        left_out: It could not be made; the note says why.
     """
 
     check: str
@@ -45,6 +46,7 @@ class Finding:
     tensor: str = ""
     position: int = -1
     note: str = ""
+    left_out: bool = False
 
     @property
     def ok(self) -> bool:
@@ -64,6 +66,8 @@ class Finding:
         return f"{where}, position {self.position}" if self.position >= 0 else where
 
     def __str__(self) -> str:
+        if self.left_out:
+            return f"--  {self.check} against {self.reference}: left out, {self.note}"
         mark = "ok  " if self.ok else "BAD "
         where = f" at {self.place}" if self.tensor else ""
         note = f"; {self.note}" if self.note else ""
@@ -72,6 +76,8 @@ class Finding:
     @property
     def amount(self) -> str:
         """The difference beside what is allowed, in words."""
+        if self.left_out:
+            return "left out"
         if self.difference == 0:
             return "no difference"
         return (
@@ -105,26 +111,37 @@ class Certificate:
 
     @property
     def ok(self) -> bool:
-        """Whether every comparison passed."""
-        return bool(self.findings) and all(finding.ok for finding in self.findings)
+        """Whether every comparison passed, and there was one."""
+        return bool(self.made) and all(finding.ok for finding in self.made)
+
+    @property
+    def made(self) -> list[Finding]:
+        """The comparisons that could be made."""
+        return [finding for finding in self.findings if not finding.left_out]
 
     @property
     def worst(self) -> Finding:
         """The first comparison that failed, or else the one that came nearest to failing."""
-        failed = next((finding for finding in self.findings if not finding.ok), None)
-        measured = [f for f in self.findings if f.allowed > 0 and not f.check.startswith("export")]
-        measured = measured or list(self.findings)
+        failed = next((finding for finding in self.made if not finding.ok), None)
+        measured = [f for f in self.made if f.allowed > 0 and not f.check.startswith("export")]
+        measured = measured or self.made
         return failed or max(measured, key=lambda finding: finding.difference / (finding.allowed or 1.0))
 
     @property
     def verdict(self) -> str:
         """The result in one line."""
+        if not self.made:
+            return "NOTHING COMPARED: every comparison was left out"
         worst = self.worst
         how = f"{worst.check} against {worst.reference}, {worst.amount},"
         if self.ok:
-            return f"VERIFIED: {len(self.findings)} comparisons hold; the nearest to its limit: {how} at {worst.place}"
-        bad = sum(not finding.ok for finding in self.findings)
-        return f"NOT EQUAL: {bad} of {len(self.findings)} comparisons fail; first {how} at {worst.place}"
+            left_out = len(self.findings) - len(self.made)
+            others = f", {left_out} left out" if left_out else ""
+            return (
+                f"VERIFIED: {len(self.made)} comparisons hold{others}; the nearest to its limit: {how} at {worst.place}"
+            )
+        bad = sum(not finding.ok for finding in self.made)
+        return f"NOT EQUAL: {bad} of {len(self.made)} comparisons fail; first {how} at {worst.place}"
 
     def save(self, folder: Path) -> None:
         """Write certificate.json and certificate.html into a folder, which is made."""

@@ -74,6 +74,11 @@ def finding(check: str, reference: str, difference: float, tensor: str = "", *, 
     return Finding(check, reference, difference, TOLERANCES[check.split(",")[0]].allowed, tensor, note=note)
 
 
+def left_out(check: str, reference: str, why: str) -> Finding:
+    """A comparison that could not be made."""
+    return Finding(check, reference, 0.0, 0.0, note=why, left_out=True)
+
+
 def compare(
     check: str,
     reference: str,

@@ -12,7 +12,7 @@ import torch
 
 from bimo.core.errors import UserError, require
 from bimo.evaluation.certificate import Finding
-from bimo.evaluation.comparing import TOLERANCES, compare
+from bimo.evaluation.comparing import TOLERANCES, compare, left_out
 from bimo.evaluation.llama_cpp_reference import compare_with_llama_cpp, divergence
 from bimo.evaluation.probes import probe_ids
 from bimo.evaluation.texts import compare_tokenizers
@@ -44,7 +44,7 @@ def compare_exports(
             try:
                 export(model, tokenizer, path, format)
             except UserError as error:
-                yield Finding(f"export, {format}", "its source", 0.0, 0.0, note=f"left out: {error.what}")
+                yield left_out(f"export, {format}", "its source", error.what)
                 continue
             yield from compare_export(model, tokenizer, path, format)
             if with_llama_cpp and path.suffix == ".gguf":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bimo.evaluation.certificate import Finding
-from bimo.evaluation.comparing import compare, finding
+from bimo.evaluation.comparing import compare, left_out
 from bimo.evaluation.parts import Part, n_clear
 from bimo.evaluation.probes import gradients
 from bimo.evaluation.reference import ReferenceGPT
@@ -53,7 +53,7 @@ def slopes_of_model(model: GPT, reference: ReferenceGPT, ids: Tensor) -> Finding
     """
     ids = ids[:, : n_clear(reference.trace(ids.numpy()))]
     if ids.shape[1] < 2:
-        return finding("slope", "NumPy, float64", 0.0, note="left out: the text is too short")
+        return left_out("slope", "NumPy, float64", "the text is too short")
     _, found = gradients(model, ids)
     groups: dict[str, list[str]] = {}
     last = reference.spec.n_layers - 1

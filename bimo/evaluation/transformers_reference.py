@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bimo.core.spec import ModelSpec
 from bimo.evaluation.probes import loss_of, module_names, recorded
-from bimo.interop.families import Family
+from bimo.interop.families import FAMILIES
 from bimo.interop.huggingface import Weights
 from bimo.interop.tensors import TensorNames
 from bimo.model.gpt import GPT
@@ -29,11 +29,10 @@ class TransformersReference:
 
     Args:
         path: A model folder or a .gguf file.
-        family: What it is.
         spec: Its shape.
     """
 
-    def __init__(self, path: Path, family: Family, spec: ModelSpec) -> None:
+    def __init__(self, path: Path, spec: ModelSpec) -> None:
         where: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
         if path.is_file():
             where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -44,10 +43,12 @@ class TransformersReference:
         self.model.hf_quantizer = None  # of a GGUF file, whose weights are plain by now
         if hasattr(self.model, "set_experts_implementation"):  # the fused one takes no odd widths
             self.model.set_experts_implementation("eager")
-        self.family, self.spec = family, spec
+        self.spec = spec
+        # Two families may compute the same function; what counts here is whose class transformers took.
+        self.family = next(family for family in FAMILIES if family.model_type == self.model.config.model_type)
         with torch.device("meta"):
             self.shapes = {name: p.shape for name, p in GPT(spec).named_parameters()}
-        self.names = TensorNames(family, spec, self.shapes)
+        self.names = TensorNames(self.family, spec, self.shapes)
 
     @torch.no_grad()
     def activations(self, ids: Tensor) -> dict[str, Tensor]:

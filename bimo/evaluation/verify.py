@@ -11,7 +11,6 @@ import copy
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from bimo.core.settings import field_names
 from bimo.core.spec import ModelSpec
 from bimo.evaluation import exports, probes
 from bimo.evaluation.certificate import Certificate, Finding
-from bimo.evaluation.comparing import TOLERANCES, compare, finding, same_tokens, scale_of
+from bimo.evaluation.comparing import TOLERANCES, compare, finding, left_out, same_tokens, scale_of
 from bimo.evaluation.llama_cpp_reference import compare_with_llama_cpp
 from bimo.evaluation.parts import clearest, compare_masks, compare_parts, far_parts, n_clear, parts_of
 from bimo.evaluation.reference import ReferenceGPT
@@ -38,7 +37,9 @@ from bimo.evaluation.slopes import slopes_of_model, slopes_of_parts
 from bimo.evaluation.texts import compare_tokenizers
 from bimo.evaluation.transformers_reference import TransformersReference
 from bimo.interop import open_model, save_model
-from bimo.interop.families import Family, family_of
+from bimo.interop.families import family_of
+from bimo.interop.huggingface import read_json
+from bimo.interop.tensors import PLAIN
 from bimo.model.gpt import GPT
 from bimo.model.packed import unpack
 from bimo.tokenizer import Tokenizer
@@ -162,12 +163,15 @@ def _findings(trial: _Trial, references: Sequence[str], formats: Sequence[str]) 
     found = probes.activations(trial.model, trial.ids)
     if "numpy" in references:
         yield from _against_numpy(trial, found)
-    if "transformers" in references and _installed("transformers"):
+    if "transformers" in references:
         yield from _against_transformers(trial, found)
     yield from _against_itself(trial, found["logits"])
     with_llama_cpp = "llama.cpp" in references and _installed("llama_cpp")
-    if with_llama_cpp and trial.tokenizer is not None and trial.source is not None and trial.source.is_file():
-        yield from compare_with_llama_cpp(trial.source, trial.model, trial.tokenizer, "quantised")
+    if trial.source is not None and trial.source.is_file() and trial.tokenizer is not None:
+        if with_llama_cpp:
+            yield from compare_with_llama_cpp(trial.source, trial.model, trial.tokenizer, "quantised")
+        elif "llama.cpp" in references:
+            yield left_out("everything", "llama.cpp", 'it is not installed: pip install "bimo[llama]"')
     yield from exports.compare_exports(trial.model, trial.tokenizer, formats, with_llama_cpp=with_llama_cpp)
 
 
@@ -181,7 +185,7 @@ def _against_numpy(trial: _Trial, found: dict[str, Tensor]) -> Iterator[Finding]
     try:
         reference = ReferenceGPT(trial.original.spec, _weights(trial.original))
     except UserError as error:  # a module of the user, which no reference knows
-        yield finding("activations", "NumPy", 0.0, note=f"left out: {error.what}")
+        yield left_out("everything", "NumPy, float64", error.what)
         return
     yield from _outcomes("NumPy, float64", found, _traced(reference, trial.ids), trial)
     parts = list(parts_of(trial.model, reference))
@@ -242,19 +246,22 @@ def _outcomes(name: str, found: dict[str, Tensor], trace: dict[str, Tensor], tri
     inner = {key: values for key, values in trace.items() if key != "logits"}
     yield replace(compare("activations", name, found, inner), note="; ".join(trial.notes))
     yield compare("logits", name, found, {"logits": trace["logits"]}, floor=1.0)
-    ours, theirs = (float(probes.loss_of(t["logits"], trial.ids[:, :kept])) for t in (found, trace))
-    yield finding("loss", name, abs(ours - theirs) / abs(theirs), "loss")
+    if kept > 1:
+        ours, theirs = (float(probes.loss_of(t["logits"], trial.ids[:, :kept])) for t in (found, trace))
+        yield finding("loss", name, abs(ours - theirs) / abs(theirs), "loss")
 
 
 def _against_transformers(trial: _Trial, found: dict[str, Tensor]) -> Iterator[Finding]:
     """Activations, logits, loss, gradients and greedy text."""
-    family = family_of(trial.original.spec)
-    if family is None:
-        yield finding("activations", "transformers", 0.0, note="left out: it has no such family")
+    if not _installed("transformers"):
+        yield left_out("everything", "transformers", 'it is not installed: pip install "bimo[hf]"')
+        return
+    if family_of(trial.original.spec) is None:
+        yield left_out("everything", "transformers", "it has no such family")
         return
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            reference, name = _opened(trial, family, Path(temporary))
+            reference, name = _opened(trial, Path(temporary))
         except Exception as error:  # whatever transformers raises; the certificate says so, and the file is not proven
             short = " ".join(str(error).split())[:160]
             yield finding("activations", "transformers", math.inf, note=f"it cannot open this: {short}")
@@ -267,20 +274,18 @@ def _against_transformers(trial: _Trial, found: dict[str, Tensor]) -> Iterator[F
         yield from _greedy(trial, name, lambda text: reference.activations(torch.tensor([text]))["logits"][0])
 
 
-def _opened(trial: _Trial, family: Family, temporary: Path) -> tuple[TransformersReference, str]:
+def _opened(trial: _Trial, temporary: Path) -> tuple[TransformersReference, str]:
     """transformers on the model's own files where it reads them, else on a folder that bimo writes; and its name."""
     source, spec = trial.source, trial.original.spec
-    if source is not None and source.is_dir():
-        model_type = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if model_type == family.model_type or model_type != "bimo":
-            return TransformersReference(source, family, spec), "transformers"
+    if source is not None and source.is_dir() and read_json(source / "config.json")["model_type"] != PLAIN.model_type:
+        return TransformersReference(source, spec), "transformers"
     if source is not None and source.is_file() and _installed("gguf") and _installed("accelerate"):
         try:
-            return TransformersReference(source, family, spec), "transformers"
+            return TransformersReference(source, spec), "transformers"
         except (ValueError, KeyError, NotImplementedError, RuntimeError):
             pass  # an architecture that its GGUF reader does not know
     save_model(temporary, trial.original, None)
-    return TransformersReference(temporary, family, spec), "transformers, on weights that bimo read"
+    return TransformersReference(temporary, spec), "transformers, on a folder that bimo wrote"
 
 
 def _against_itself(trial: _Trial, logits: Tensor) -> Iterator[Finding]:

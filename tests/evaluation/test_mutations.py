@@ -17,11 +17,13 @@ import torch.nn.functional as F
 
 from bimo import LM, ModelSpec, Tokenizer, load, new
 from bimo.core.spec import RopeScaling
+from bimo.engine import engine
 from bimo.evaluation.certificate import Certificate
 from bimo.evaluation.verify import verify
 from bimo.model import attention, gpt, layers
 from bimo.model.cache import KVCache
 from bimo.model.positions import base_frequencies
+from bimo.tokenizer.incremental import IncrementalDecoder
 
 SMALL = ModelSpec(context_length=96, n_layers=3, d_model=24, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=40)
 SPECS = {
@@ -40,6 +42,17 @@ SPECS = {
     "moe": replace(SMALL, n_experts=5, n_experts_per_token=2, d_expert=16, normalize_router=False),
     "llama3": replace(
         SMALL, qk_norm=False, rope_scaling=RopeScaling("llama3", 8.0, 16, 1.0, 4.0), unrotated_layers=(1,)
+    ),
+    "longrope": replace(
+        SMALL,
+        qk_norm=False,
+        rope_scaling=RopeScaling(
+            "longrope",
+            original_context=40,
+            attention_factor=1.2,
+            short_factors=(1.0, 1.1, 1.2, 1.3),
+            long_factors=(1.0, 2.0, 4.0, 9.0),
+        ),
     ),
 }
 
@@ -538,6 +551,57 @@ def swap_letters(content: dict[str, Any]) -> None:
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
 
 
+@bug("merges happen in another order than the file says", "qwen", "tokenizer")
+def _(lm: LM, patch: Patch) -> None:
+    ranks = lm.tokenizer._ranks
+    assert ranks is not None, "a tokenizer of bimo"
+    merged = sorted((token for token in ranks if len(token) > 1), key=lambda token: ranks[token])
+    first, second = merged[0], merged[-1]
+    patch.setattr(lm.tokenizer, "_ranks", {**ranks, first: ranks[second], second: ranks[first]})
+
+
+@bug("text can forge a control token", "qwen", "tokenizer")
+def _(lm: LM, patch: Patch) -> None:
+    patch.setattr(lm.tokenizer, "encode", lm.tokenizer.encode_marked)
+
+
+@bug("a stream shows half of a character", "qwen", "tokenizer")
+def _(lm: LM, patch: Patch) -> None:
+    def push(decoder: IncrementalDecoder, token: int) -> str:
+        return decoder.token_bytes[token].decode("utf-8", errors="replace")
+
+    patch.setattr(IncrementalDecoder, "push", push)
+
+
+# The engine
+
+
+@bug("the engine reads the last token twice", "llama3", "tokens")
+def _(lm: LM, patch: Patch) -> None:
+    right = gpt.GPT.starting_point
+    patch.setattr(gpt.GPT, "starting_point", lambda model, cache, end: max(right(model, cache, end) - 1, 0))
+
+
+@bug("the engine takes the second best token", "llama3", "tokens")
+def _(lm: LM, patch: Patch) -> None:
+    patch.setattr(engine, "next_token", lambda logits, seen, params, generator: int(logits.topk(2).indices[1]))
+
+
+@bug("keys of a short text are kept when it outgrows its frequencies", "longrope", "tokens")
+def _(lm: LM, patch: Patch) -> None:
+    patch.setattr(gpt.GPT, "starting_point", lambda model, cache, end: cache.length)
+
+
+@bug("the frequencies of short texts stay for long ones", "longrope", "layers.0.self_attn")
+def _(lm: LM, patch: Patch) -> None:
+    lm.model.embed_positions.stretch = lambda length: 0
+
+
+@bug("the temperature of long texts is forgotten", "longrope", "layers.0.self_attn")
+def _(lm: LM, patch: Patch) -> None:
+    lm.model.embed_positions.scaling = replace(lm.model.embed_positions.scaling, attention_factor=1.0)
+
+
 bug("two merges are swapped", "qwen", "tokenizer")(tokenizer_of(swap_merges))
 bug("digits are cut otherwise", "qwen", "tokenizer")(tokenizer_of(change_digits))
 bug("two letters have each other's ids", "qwen", "tokenizer")(tokenizer_of(swap_letters))
@@ -575,15 +639,31 @@ def test_there_are_enough_bugs() -> None:
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_the_bug_is_found_and_pointed_at(
-    name: str, sources: dict[str, Path], monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_bug_is_found_and_pointed_at(name: str, sources: dict[str, Path], monkeypatch: Patch) -> None:
     seeded = BUGS[name]
     lm = load(sources[seeded.spec])
     seeded.mutate(lm, monkeypatch)
     certificate = certificate_of(lm)
     failed = [found for found in certificate.findings if not found.ok]
-    with capsys.disabled():
-        print(f"\n{name}: {certificate.verdict}", end="")
+    print(certificate.verdict)  # shown by -s: which tensor pointed to it
     assert failed, "the bug was missed"
     assert any(seeded.where in found.place for found in failed), [str(found) for found in failed]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("norm epsilon", "epsilon of the final norm", "theta", "scores are not capped", "keys get no gradient"),
+        *("the exact GELU in the place of its tanh form", "logits are not capped", "rotary scaling is ignored"),
+    ],
+)
+def test_a_subtle_bug_is_found_in_a_model_that_has_learned_nothing(
+    name: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """In a fresh model, scores and activations are so small that a whole pass shows next to nothing."""
+    seeded = BUGS[name]
+    tokenizer = Tokenizer.train(["the cat sat on the mat"], 300)
+    lm = load(new(SPECS[seeded.spec], tokenizer, seed=1).save(tmp_path / "fresh"))
+    assert certificate_of(lm).ok, "without the bug"
+    seeded.mutate(lm, monkeypatch)
+    assert not certificate_of(lm).ok, "the bug was missed"

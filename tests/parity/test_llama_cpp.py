@@ -106,7 +106,7 @@ def test_a_demo_model_computes_the_same(trained: tuple[LM, list[str]], format: s
 
 
 @needs_smollm2
-@pytest.mark.parametrize("format", ["F32", "F16", "Q4_0"])
+@pytest.mark.parametrize("format", ["F32", "F16", "BF16"])
 def test_smollm2_exported_again_says_the_same(format: str, tmp_path: Path) -> None:
     assert SMOLLM2 is not None, "skipped otherwise"
     path = bimo.load(SMOLLM2).export(tmp_path / "again.gguf", format)
@@ -114,3 +114,10 @@ def test_smollm2_exported_again_says_the_same(format: str, tmp_path: Path) -> No
     prompt = lm.tokenizer.encode("The history of the printing press began when people carved letters into wood, and")
     theirs = LlamaCpp(path, len(prompt) + 64).greedy(prompt, 64)
     assert greedy(bimo.unpack(lm.model), torch.tensor(prompt), 64) == theirs, "64 greedy tokens"
+
+
+@needs_smollm2
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_0", "Q4_K"])
+def test_smollm2_quantised_again_stays_within_the_rounding(format: str, tmp_path: Path) -> None:
+    assert SMOLLM2 is not None, "skipped otherwise"
+    check_file(bimo.load(SMOLLM2).export(tmp_path / "again.gguf", format), format)
