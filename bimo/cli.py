@@ -193,12 +193,14 @@ def export(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     lm = _load(options)
     from bimo.evaluation.exports import compare_export
-    from bimo.interop import format_by_name
+    from bimo.interop import format_by_name, formats_in
 
     format = options.format or format_by_name(Path(options.output))
     output = lm.export(options.output, format, dtype=options.dtype)
     size = sum(file.stat().st_size for file in ([output] if output.is_file() else output.iterdir()))
-    print(f"wrote {output}: {size / 1e6:.1f} MB")
+    inside = formats_in(output) if output.suffix == ".gguf" else {}
+    tensors = ", ".join(f"{count} {name}" for name, count in inside.items())
+    print(f"wrote {output}: {size / 1e6:.1f} MB" + (f"; tensors: {tensors}" if tensors else ""))
     tokenizer = lm.tokenizer if lm.has_tokenizer else None
     findings = list(compare_export(lm.model, tokenizer, output, format, options.dtype))
     for found in findings:

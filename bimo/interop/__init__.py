@@ -1,9 +1,19 @@
 """Weights and tokenizers of others, both ways: Hugging Face folders and GGUF files, for every family that
 `families.py` and `architectures.py` name."""
 
-from bimo.interop.exporting import export, format_by_name
+from bimo.interop.exporting import export, format_by_name, formats_in
 from bimo.interop.gguf import load_gguf, save_gguf
 from bimo.interop.huggingface import load_model, save_model
 from bimo.interop.opening import find_model, open_model
 
-__all__ = ["export", "find_model", "format_by_name", "load_gguf", "load_model", "open_model", "save_gguf", "save_model"]
+__all__ = [
+    "export",
+    "find_model",
+    "format_by_name",
+    "formats_in",
+    "load_gguf",
+    "load_model",
+    "open_model",
+    "save_gguf",
+    "save_model",
+]

@@ -31,12 +31,19 @@ class Aspect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Numbers that only have another name there: (spec's field, config's key) pairs; null there means 0 here."""
+    """Numbers that only have another name there.
+
+    Attributes:
+        pairs: (spec's field, config's key); null there means 0 here.
+        optional: Keys that a file may lack: ModelSpec settles the field then.
+    """
 
     pairs: tuple[tuple[str, str], ...]
+    optional: tuple[str, ...] = ()
 
     def read(self, config: Config) -> Choices:
-        return {ours: config[theirs] or 0 for ours, theirs in self.pairs if theirs in config}
+        wanted = [(ours, theirs) for ours, theirs in self.pairs if theirs in config or theirs not in self.optional]
+        return {ours: config[theirs] or 0 for ours, theirs in wanted}
 
     def write(self, spec: ModelSpec) -> Config:
         return {theirs: getattr(spec, ours) for ours, theirs in self.pairs}
@@ -52,7 +59,8 @@ SIZES = Fields(
         ("n_kv_heads", "num_key_value_heads"),
         ("head_dim", "head_dim"),
         ("d_ff", "intermediate_size"),
-    )
+    ),
+    optional=("num_key_value_heads", "head_dim"),
 )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from bimo.core.artifacts import write_folder
 from bimo.core.errors import UserError, nearest
 from bimo.interop.gguf import EXPORTS, save_gguf
+from bimo.interop.gguf_file import read_gguf
 from bimo.interop.huggingface import save_model
 from bimo.interop.onnx import save_onnx
+from bimo.model.blocks import FORMATS as BLOCK_FORMATS
 from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 
@@ -49,6 +52,12 @@ def export(model: GPT, tokenizer: Tokenizer | None, path: Path, format: str, dty
         raise UserError("a GGUF file needs a tokenizer, and this model has none", mend="Add its tokenizer.json.")
     save_gguf(path, model, tokenizer, format, name=path.stem)
     return path
+
+
+def formats_in(path: Path) -> dict[str, int]:
+    """How many tensors of each format a GGUF file holds, the most frequent first."""
+    names = {format.number: format.name for format in BLOCK_FORMATS.values()}
+    return dict(Counter(names[tensor.type] for tensor in read_gguf(path).tensors.values()).most_common())
 
 
 def format_by_name(path: Path) -> str:

@@ -69,7 +69,12 @@ class Family:
 
 
 _LLAMA = {"qk_norm": False, "norm": "rmsnorm"}
-_LLAMA_DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+_LLAMA_DEFAULTS = {
+    **{"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
+    "max_position_embeddings": 2048,
+}
+_LONG = {**_LLAMA_DEFAULTS, "max_position_embeddings": 32768}
+_LONGER = {**_LLAMA_DEFAULTS, "max_position_embeddings": 131072}
 _COMMON = (c.SIZES, c.TIED, c.RMS_EPS, c.Activation())
 _GEMMA = {"norm": "rmsnorm_1p", "norm_placement": "sandwich", "biases": "none"}
 _GEMMA_DEFAULTS = {
@@ -80,6 +85,7 @@ _GEMMA_DEFAULTS = {
     "sliding_window": 4096,
     "num_key_value_heads": 4,
     "head_dim": 256,
+    "max_position_embeddings": 131072,
 }
 _GEMMA_COMMON = (c.SIZES, c.TIED, c.RMS_EPS, c.Activation("hidden_activation"), c.ATTENTION_BIASES, c.Gemma())
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -90,7 +96,7 @@ FAMILIES = (
         "Qwen3ForCausalLM",
         fixed={"qk_norm": True, "norm": "rmsnorm"},
         aspects=(*_COMMON, c.ATTENTION_BIASES, Rope(), c.LayerWindows("flag")),
-        defaults={**_LLAMA_DEFAULTS, "head_dim": 128, "num_key_value_heads": 32},
+        defaults={**_LONG, "head_dim": 128, "num_key_value_heads": 32},
     ),
     Family(
         "llama",
@@ -104,21 +110,21 @@ FAMILIES = (
         "Qwen2ForCausalLM",
         fixed={**_LLAMA, "biases": "qkv"},
         aspects=(*_COMMON, Rope(), c.LayerWindows("flag")),
-        defaults={**_LLAMA_DEFAULTS, "num_key_value_heads": 32},
+        defaults={**_LONG, "num_key_value_heads": 32},
     ),
     Family(
         "mistral",
         "MistralForCausalLM",
         fixed=_LLAMA,
         aspects=(*_COMMON, Rope(), c.UniformWindow()),
-        defaults={**_LLAMA_DEFAULTS, "num_key_value_heads": 8, "sliding_window": 4096},
+        defaults={**_LONGER, "num_key_value_heads": 8, "sliding_window": 4096},
     ),
     Family(
         "smollm3",
         "SmolLM3ForCausalLM",
         fixed=_LLAMA,
         aspects=(*_COMMON, c.ANY_BIASES, Rope(2e6), c.UnrotatedLayers(), c.LayerWindows("unrotated")),
-        defaults={**_LLAMA_DEFAULTS, "tie_word_embeddings": True, "num_key_value_heads": 4},
+        defaults={**_LONG, "tie_word_embeddings": True, "num_key_value_heads": 4},
     ),
     Family(
         "olmo2",
@@ -132,7 +138,12 @@ FAMILIES = (
         "Gemma2ForCausalLM",
         fixed={**_GEMMA, "qk_norm": False},
         aspects=(*_GEMMA_COMMON, Rope(), c.LayerWindows("pattern", 2)),
-        defaults={**_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        defaults={
+            **_GEMMA_DEFAULTS,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "max_position_embeddings": 8192,
+        },
     ),
     Family(
         "gemma3_text",
@@ -146,7 +157,7 @@ FAMILIES = (
         "Phi3ForCausalLM",
         fixed={**_LLAMA, "biases": "none"},
         aspects=(*_COMMON, Rope(partial=1.0, legacy_longrope=True), c.UniformWindow()),
-        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
+        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
         fused={_QKV: "self_attn.qkv_proj", ("mlp.gate_proj", "mlp.up_proj"): "mlp.gate_up_proj"},
     ),
     Family(
@@ -154,7 +165,7 @@ FAMILIES = (
         "MixtralForCausalLM",
         fixed=_LLAMA,
         aspects=(*_COMMON, Rope(1e6), c.UniformWindow(), c.Experts(own_width=False)),
-        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "num_key_value_heads": 8},
+        defaults={**_LONGER, "rms_norm_eps": 1e-5, "num_key_value_heads": 8},
         names={
             "mlp": "block_sparse_moe",
             "mlp.experts.gate_proj": "block_sparse_moe.experts.*.w1.weight",
@@ -167,7 +178,7 @@ FAMILIES = (
         "Qwen3MoeForCausalLM",
         fixed={"qk_norm": True, "norm": "rmsnorm"},
         aspects=(*_COMMON, c.ATTENTION_BIASES, Rope(), c.UniformWindow(flag=True), c.Experts(own_width=True)),
-        defaults={**_LLAMA_DEFAULTS, "num_key_value_heads": 4},
+        defaults={**_LONG, "num_key_value_heads": 4},
         names={f"mlp.experts.{p}_proj": f"mlp.experts.*.{p}_proj.weight" for p in ("gate", "up", "down")},
     ),
     Family(
@@ -198,6 +209,7 @@ FAMILIES = (
             "tie_word_embeddings": False,
             "use_parallel_residual": True,
             "attention_bias": True,
+            "max_position_embeddings": 2048,
         },
         names={
             "embed_tokens": "embed_in",
@@ -231,7 +243,10 @@ FAMILIES = (
             c.Plain("norm_eps", "layer_norm_epsilon"),
             c.Activation("activation_function", gated=False),
         ),
-        defaults={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+        defaults={
+            **{"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+            "n_positions": 1024,
+        },
         names={
             "embed_tokens": "wte",
             "embed_positions": "wpe",
