@@ -91,7 +91,7 @@ class Rope:
             rope["partial_rotary_factor"] = config[self.partial_key] = _share(spec.rotary_dim, spec.head_dim)
         if spec.rope_scaling.kind != "none":
             config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-            if "original_max_position_embeddings" in rope and self.legacy_longrope:
+            if spec.rope_scaling.kind == "longrope":  # transformers 4 looks for it here
                 config["original_max_position_embeddings"] = spec.rope_scaling.original_context
         if self.local_theta:
             local = spec.window_rope_theta or spec.rope_theta
