@@ -165,7 +165,7 @@ def verify(arguments: list[str]) -> int:
     names = "numpy (always there); transformers and, for GGUF files, llama.cpp (where installed)."
     known = ["numpy", "transformers", "llama.cpp"]
     parser.add_argument("--references", type=list[str], default=known, help=names)
-    formats = ["hf", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K"]
+    formats = ["hf", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "onnx"]
     parser.add_argument("--exports", type=list[str], default=formats, help="Exports to make and compare; [] for none.")
     parser.add_argument("--seed", type=int, default=0, help="Of the random text that the models read.")
     options = parser.parse_args(arguments)

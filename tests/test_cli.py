@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bimo.cli import main
+from bimo.cli import VERBS, main
 
 SMALL = [
     "--tokenizer.vocab_size", "400", "--model.n_layers", "1", "--model.n_heads", "2", "--model.d_model", "32",
@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
 def test_help_shows_the_life_cycle_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    places = [text.index(f"  {verb} ") for verb in ("doctor", "demo", "prepare", "train", "generate", "chat")]
+    places = [text.index(f"  {verb} ") for verb in tuple(VERBS)]
     assert places == sorted(places), "in the order of a model's life"
 
 
@@ -77,6 +77,22 @@ def test_doctor_measures_the_machine(tmp_path: Path) -> None:
     done = run(tmp_path, "doctor", "--seconds", "0.2")
     assert "GFLOP/s" in done.stdout, done.stderr
     assert "GB/s" in done.stdout, done.stdout
+
+
+def test_export_writes_a_file_that_the_other_commands_open(trained: Path) -> None:
+    done = run(trained, "export", "runs/first", "out/first.gguf", "--format", "Q8_0")
+    assert done.returncode == 0, done.stderr
+    assert "Q8_0" in done.stdout.splitlines()[0], "what is inside"
+    assert "ok  export, Q8_0" in done.stdout, "it was opened again and compared"
+    written = run(trained, "generate", "out/first.gguf", "the cat", "--seed", "3", "--max_tokens", "4")
+    assert written.returncode == 0, written.stderr
+
+
+def test_verify_ends_with_a_verdict_and_a_page(trained: Path) -> None:
+    done = run(trained, "verify", "runs/first", "--references", "[numpy]", "--exports", "[hf]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\nVERIFIED: " in done.stdout, done.stdout
+    assert (trained / "verify" / "first" / "certificate.html").exists(), "the page lies where it says"
 
 
 def test_prepare_then_train_finds_the_tokens(trained: Path) -> None:
@@ -134,6 +150,12 @@ def test_standard_input_can_be_trained_on(tmp_path: Path, texts: list[str]) -> N
         (["train", "--training.device", "tpu", "--data.paths", "[text.txt]"], "device 'tpu'"),
         (["generate", "runs/none", "x"], "runs/none"),
         (["demo", "nowhere"], "nowhere"),
+        (["verify", "nowhere"], "nowhere"),
+        (["verify", "runs/first", "--references", "[jax]"], "no reference 'jax'"),
+        (["verify", "runs/first", "--exports", "[Q9]"], "no format 'Q9'"),
+        (["export", "runs/first", "x.gguf", "--format", "Q4_KM"], "did you mean 'Q4_K'"),
+        (["export", "runs/first", "x", "--dtype", "float8"], "float8"),
+        (["export", "runs/first", "."], "."),
     ],
 )
 def test_wrong_input_is_one_sentence_and_code_2(

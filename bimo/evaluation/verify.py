@@ -92,6 +92,9 @@ def verify(
     unknown = [name for name in references if name not in REFERENCES]
     if unknown:
         raise UserError(f"no reference {unknown[0]!r}", mend=f"Use {', '.join(REFERENCES)}.")
+    unknown = [name for name in formats if name not in exports.FORMATS]
+    if unknown:
+        raise UserError(f"no format {unknown[0]!r}", mend=f"Use {', '.join(exports.FORMATS)}.")
     trial = _Trial.of(lm, seed)
     findings = []
     for found in _findings(trial, references, formats):

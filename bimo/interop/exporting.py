@@ -9,7 +9,7 @@ from bimo.core.artifacts import write_folder
 from bimo.core.errors import UserError, nearest
 from bimo.interop.gguf import EXPORTS, save_gguf
 from bimo.interop.gguf_file import read_gguf
-from bimo.interop.huggingface import save_model
+from bimo.interop.huggingface import DTYPES, save_model
 from bimo.interop.onnx import save_onnx
 from bimo.model.blocks import FORMATS as BLOCK_FORMATS
 from bimo.model.gpt import GPT
@@ -36,6 +36,10 @@ def export(model: GPT, tokenizer: Tokenizer | None, path: Path, format: str, dty
     """
     if format not in FORMATS:
         raise UserError(f"no format {format!r}{nearest(format, FORMATS)}", mend=f"Use one of {', '.join(FORMATS)}.")
+    if dtype not in DTYPES:
+        raise UserError(f"no dtype {dtype!r}{nearest(dtype, DTYPES)}", mend=f"Use one of {', '.join(DTYPES)}.")
+    if format != "hf" and dtype != "float32":
+        raise UserError(f"dtype {dtype} is for a folder, not for {format}", mend="Choose the format alone.")
     if format != "hf" and path.is_dir():
         raise UserError("this is a folder, and the format is one file", where=str(path), mend="Name a file.")
     if format == "hf":

@@ -27,7 +27,7 @@ from bimo.tokenizer import Tokenizer
 _AGAIN = "Copy the model's folder again."
 _LONGEST_HEADER = 32 * 2**20  # bytes; a model of a thousand layers needs less than 2 MB
 _NO_WEIGHTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def save_model(folder: Path, model: GPT, tokenizer: Tokenizer | None, dtype: str = "float32") -> None:
@@ -45,7 +45,7 @@ def save_model(folder: Path, model: GPT, tokenizer: Tokenizer | None, dtype: str
         ends["eos_token_id"] = sorted(tokenizer.end_ids)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2), encoding="utf-8")
-    parameters = {name: plain(p.detach()).to("cpu", _DTYPES[dtype]) for name, p in model.named_parameters()}
+    parameters = {name: plain(p.detach()).to("cpu", DTYPES[dtype]) for name, p in model.named_parameters()}
     names = TensorNames(family_of(model.spec) or PLAIN, model.spec, {n: p.shape for n, p in parameters.items()})
     tensors = {name: tensor.contiguous() for name, tensor in names.write(parameters).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
