@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from bimo.cli import VERBS
+from bimo.core.registry import REGISTRIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+MODELS = ROOT / "docs" / "models.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md", MODELS]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -54,6 +56,20 @@ def test_python_of_the_readme_runs(tmp_path: Path, text_file: Path, monkeypatch:
     (tmp_path / "my.txt").write_text(text_file.read_text(encoding="utf-8"), encoding="utf-8")
     exec(compile(code[0].replace("epochs=3", "epochs=1"), "README.md", "exec"), {})
     assert (tmp_path / "my_model" / "config.json").exists(), "the model is saved"
+
+
+def test_python_of_the_models_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(REGISTRIES["feedforward"], "registered", {})  # what the page registers is gone afterwards
+    for block in re.findall(r"```python\n(.*?)```", MODELS.read_text(encoding="utf-8"), flags=re.DOTALL):
+        exec(compile(block, "models.md", "exec"), {"__name__": "models"})
+
+
+def test_the_models_page_names_every_family() -> None:
+    from bimo.interop.families import FAMILIES
+
+    plain = re.sub(r"[^a-z0-9]", "", MODELS.read_text(encoding="utf-8").lower())
+    names = [family.model_type.removesuffix("_text").replace("_", "") for family in FAMILIES]
+    assert not [name for name in names if name not in plain], "families that the page does not name"
 
 
 def test_every_file_of_the_house_is_on_the_architecture_page() -> None:

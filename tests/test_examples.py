@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bimo.cli import main
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -28,5 +32,21 @@ def test_own_loss_learns_the_answers(tmp_path: Path) -> None:
     assert "two and one → three" in output, output
 
 
+def test_own_attention_is_checked_learns_and_comes_back_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run(tmp_path, "own_attention.py")
+    assert "causality, mask" in output, "the contract is checked"
+    losses = [float(line.rpartition(" ")[2]) for line in output.splitlines() if line.startswith("step")]
+    assert losses[-1] < losses[0] / 4, "the loss falls"
+    assert "cats, so Bo has cats." in output, "the loaded model writes"
+    command = ["generate", "runs/own_attention", "Bo has 7", "--temperature", "0", "--max_tokens", "20"]
+    modules = ["--modules", f"[{EXAMPLES / 'own_attention.py'}]"]
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, *modules]) == 0
+    assert capsys.readouterr().out.strip() in output, "another Python finds the module by its file"
+
+
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"ten_lines.py", "own_loss.py"}, "add a test"
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert names == {"ten_lines.py", "own_loss.py", "own_attention.py"}, "add a test"

@@ -2,14 +2,17 @@
 
 A part is found by its name in three places: here, among what `register` was called with in this process, and in the
 entry points of installed packages (group `bimo.attention` and so on). Nothing is imported before it is asked for, and a
-name out of a file never makes Python import a module that the user did not install or name.
+name out of a file never makes Python import a module that the user did not install or name. What a part must offer
+stands in `model/contracts.py`, for a loss in `training/losses.py`; `bimo.testing` looks whether it does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -47,13 +50,14 @@ class Registry:
         if name in self.ours or name in self.registered or name in self.installed:
             return ""
         known = ", ".join(map(repr, self.names()))
-        return f"{self.kind} must be one of {known}, is {name!r}{nearest(name, self.names())}"
+        own = "one of your own is known as soon as --modules names its file"
+        return f"{self.kind} must be one of {known}, is {name!r}{nearest(name, self.names())}; {own}"
 
     def get(self, name: str) -> Any:
         """The part of that name.
 
         Raises:
-            UserError: There is none.
+            UserError: There is none, or the package that offers it cannot be imported.
         """
         if name in self.registered:
             return self.registered[name]
@@ -61,8 +65,29 @@ class Registry:
             module, _, attribute = self.ours[name].partition(":")
             return getattr(importlib.import_module(module), attribute)
         if name in self.installed:
-            return self.installed[name].load()
-        raise UserError(self.problem(name), mend="Register it, or name the file that does with --modules FILE.py.")
+            return self._load(self.installed[name])
+        raise UserError(self.problem(name), mend="Register it with bimo.register, or name the file that does.")
+
+    def refusal(self, name: str, part: Any) -> str:
+        """'' when the name may be given to a part of the user, else who has it; the same file may register it again."""
+        if name in self.ours:
+            return "bimo"
+        entry = self.installed.get(name)
+        own = (getattr(part, "__module__", ""), getattr(part, "__qualname__", ""))
+        if entry is not None and (entry.module, entry.attr) != own:
+            return f"the package {package_of(entry)!r}"
+        there = self.registered.get(name, part)
+        return "" if home_of(there) == home_of(part) else home_of(there)
+
+    def _load(self, entry: EntryPoint) -> Any:
+        try:
+            return entry.load()
+        except Exception as error:  # whatever is wrong in it, the user learns which package it is
+            raise UserError(
+                f"the {self.kind} module {entry.name!r} comes from the package {package_of(entry)!r}, which cannot be "
+                f"imported ({type(error).__name__}: {error})",
+                mend="Mend or uninstall this package.",
+            ) from error
 
 
 REGISTRIES = {
@@ -113,13 +138,16 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
 
     Args:
         kind: attention, feedforward, norm, positions or loss.
-        name: Its name; one that bimo or an installed package already uses is refused.
+        name: Its name; one that bimo, an installed package or another file already uses is refused.
     """
-    registry = _registry(kind)
+    if kind not in REGISTRIES:
+        raise UserError(f"unknown kind {kind!r}{nearest(kind, REGISTRIES)}", mend=f"Known: {', '.join(REGISTRIES)}.")
+    registry = REGISTRIES[kind]
 
     def keep(part: Part) -> Part:
-        if name in registry.ours or name in registry.installed:
-            raise UserError(f"there is already a {kind} module called {name!r}", mend="Choose another name.")
+        owner = registry.refusal(name, part)
+        if owner:
+            raise UserError(f"{owner} already has a {kind} module called {name!r}", mend="Choose another name.")
         registry.registered[name] = part
         return part
 
@@ -127,31 +155,70 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
 
 
 def import_modules(names: list[str]) -> None:
-    """Run Python files (`parts.py`) or import modules (`my_package.parts`) that register parts.
+    """Run Python files (`parts.py`) or import modules (`my_package.parts`) that register parts; each once.
 
     Raises:
-        UserError: A file or module is not there.
+        UserError: A file or module is not there, or fails; file and line are named.
     """
     for name in names:
-        if not name.endswith(".py"):
-            try:
-                importlib.import_module(name)
-            except ModuleNotFoundError as error:
-                raise UserError(f"no module {name!r} ({error})", mend="Install it, or name a .py file.") from error
+        if name.endswith(".py"):
+            _run_file(name)
             continue
-        path = Path(name).resolve()
-        if not path.is_file():
-            raise UserError("no such file", where=name, mend="Name the file that registers your modules.")
-        if path.stem not in sys.modules:
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            assert spec is not None, "a .py file can always be described"
-            assert spec.loader is not None, "a .py file can always be loaded"
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module  # dataclasses and pickling look a class's module up here
-            spec.loader.exec_module(module)
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # it is the user's code that fails, and the user who reads it
+            if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+                raise UserError(f"no module {name!r}", mend="Install it, or name a .py file.") from error
+            raise _failure(error, name) from error
 
 
-def _registry(kind: str) -> Registry:
-    if kind not in REGISTRIES:
-        raise UserError(f"unknown kind {kind!r}{nearest(kind, REGISTRIES)}", mend=f"Known: {', '.join(REGISTRIES)}.")
-    return REGISTRIES[kind]
+def package_of(entry: EntryPoint) -> str:
+    """The name of the installed package that an entry point belongs to."""
+    return entry.module if entry.dist is None else entry.dist.name
+
+
+def home_of(part: Any) -> str:
+    """The file in which a part is defined; a notebook and a prompt have none."""
+    module = sys.modules.get(getattr(part, "__module__", ""))
+    return getattr(module, "__file__", None) or "the prompt"
+
+
+def _run_file(name: str) -> None:
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise UserError("no such file", where=name, mend="Name the file that registers your modules.")
+    module_name = _free_name(path)
+    if module_name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None, "a .py file can always be described"
+    assert spec.loader is not None, "a .py file can always be loaded"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickling look a class's module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's code that fails, and the user who reads it
+        del sys.modules[module_name]
+        raise _failure(error, name) from error
+
+
+def _free_name(path: Path) -> str:
+    """The file's own name as a module, made longer where another module of this Python is called so."""
+    there = sys.modules.get(path.stem) or (importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None)
+    file = getattr(there, "__file__", None) or getattr(there, "origin", None)
+    if there is None or (file and Path(file).resolve() == path):
+        return path.stem
+    return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+
+
+def _failure(error: Exception, name: str) -> UserError:
+    """What went wrong in a file or module of the user, with the last line of it that was reached."""
+    stem = Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).stem == stem]
+    where = f"{name}, line {lines[-1]}" if lines else name
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{name if Path(error.filename).stem == stem else error.filename}, line {error.lineno}"
+    if isinstance(error, UserError):
+        return UserError(error.what, where=where, mend=error.mend)
+    return UserError(f"cannot be imported ({type(error).__name__}: {error})", where=where, mend="Mend this line.")

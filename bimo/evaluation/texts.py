@@ -82,9 +82,13 @@ def compare_tokenizers(ours: Tokenizer, original: Tokenizer, *, exported: bool =
     texts = [*SCRIPTS, *random_texts(count), *vocabulary_texts(original, count)]
     wrong = []
     for text in texts:
-        expected = reference.encode(text, add_special_tokens=False).ids
+        # By scores that tie, as in some GGUF files, only llama.cpp and bimo merge.
+        scored = "scores" in original.content["model"]
+        expected = original.encode(text) if scored else reference.encode(text, add_special_tokens=False).ids
         ids = ours.encode(text)
-        if ids != expected or ours.decode(ids) != original.decode(expected) or _streamed(ours, ids) != ours.decode(ids):
+        back = ours.decode(ids)
+        in_front = _streamed(ours, ids).removesuffix(back)  # a stream keeps the space that decoding drops
+        if ids != expected or back != original.decode(expected) or in_front.strip(" "):
             wrong.append(text)
     note = f"{wrong[0]!r} gives other ids or comes back differently" if wrong else f"{len(texts)} texts are the same"
     return Finding(check, "tokenizers", float(len(wrong)), 0.0, "tokenizer", note=note)

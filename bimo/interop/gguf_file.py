@@ -7,11 +7,12 @@ reach the disk.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,23 +24,15 @@ from bimo.model.blocks import FORMATS
 
 ALIGNMENT = 32
 _AGAIN = "Download or export the file again."
-_MOST_ENTRIES, _MOST_TENSORS, _MOST_ITEMS = 2**16, 2**17, 2**22
+_MOST_ENTRIES, _MOST_TENSORS = 2**16, 2**17
 _LONGEST_HEADER = 2**26  # bytes; a vocabulary of 256,000 tokens with its merges needs some 16 MB
+_LONGEST_NAME, _LONGEST_TEXT = 2**12, 2**20  # bytes
+_MOST_MEMORY = 96_000_000  # bytes; 260,000 tokens with twice as many merges take 85 MB
+_SHORT = 64  # bytes of a text that takes no more than _PER_TEXT
+_PER_TEXT, _PER_NUMBER, _PER_TENSOR = 96, 40, 400  # bytes of memory, with what is mapped of the file
 _LARGEST_TENSOR = 2**48  # numbers
 _BY_NUMBER = {format.number: format for format in FORMATS.values()}
-_NUMBERS = {
-    0: "u1",
-    1: "i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "u1",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
 
@@ -87,12 +80,12 @@ def read_gguf(path: Path) -> GGUFFile:
     Raises:
         UserError: There is no such file, or anything about it is not as it should be.
     """
-    if not path.is_file():
-        raise UserError("no such file", where=str(path), mend="Give a .gguf file.")
-    size = path.stat().st_size
-    if size < 24:
-        raise UserError("not a GGUF file", where=str(path), mend="Give a file in llama.cpp's format.")
     try:
+        if not path.is_file():
+            raise UserError("no such file", where=str(path), mend="Give a .gguf file.")
+        size = path.stat().st_size
+        if size < 24:
+            raise UserError("not a GGUF file", where=str(path), mend="Give a file in llama.cpp's format.")
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), min(size, _LONGEST_HEADER), access=mmap.ACCESS_READ) as header,
@@ -101,9 +94,9 @@ def read_gguf(path: Path) -> GGUFFile:
             n_tensors, n_entries = reader.opening()
             metadata = dict(reader.entries(n_entries))
             tensors = {tensor.name: tensor for tensor in reader.tensors(n_tensors, metadata)}
+        return GGUFFile(path, metadata, tensors)
     except OSError as error:
         raise UserError(f"cannot be read ({error})", where=str(path), mend="Check the file.") from error
-    return GGUFFile(path, metadata, tensors)
 
 
 class _Header:
@@ -117,35 +110,43 @@ class _Header:
 
     def __init__(self, data: mmap.mmap, path: Path, size: int) -> None:
         self.data, self.path, self.size, self.at = data, path, size, 0
+        self.memory = 0
 
     def refuse(self, what: str, mend: str = _AGAIN) -> NoReturn:
-        raise UserError(what, where=str(self.path), mend=mend)
+        raise UserError(what if len(what) < 300 else what[:300] + " …", where=str(self.path), mend=mend)
+
+    def hold(self, n_bytes: int) -> None:
+        """Count memory before it is taken."""
+        self.memory += n_bytes
+        if self.memory > _MOST_MEMORY:
+            self.refuse(f"its header would fill more than {_MOST_MEMORY // 10**6} MB of memory")
 
     def opening(self) -> tuple[int, int]:
         """Magic, version, and the counts of tensors and fields."""
         if self.take(4, "the magic") != b"GGUF":
             self.refuse("not a GGUF file", "Give a file in llama.cpp's format.")
-        version = self.number("<u4", "the version")
+        version = self.number("<I", "the version")
         if version in (2 << 24, 3 << 24):
             self.refuse("a GGUF file for big-endian machines", "Export it for little-endian ones.")
         if version not in (2, 3):
             self.refuse(f"GGUF version {version} is not supported", "Convert it to version 3.")
-        n_tensors, n_entries = self.number("<u8", "the count of tensors"), self.number("<u8", "the count of fields")
+        n_tensors, n_entries = self.numbers("<QQ", "the count of tensors and fields")
         if n_tensors > _MOST_TENSORS or n_tensors * 24 > len(self.data):
             self.refuse(f"it claims {n_tensors} tensors, more than it can hold")
         if n_entries > _MOST_ENTRIES or n_entries * 13 > len(self.data):
             self.refuse(f"it claims {n_entries} fields, more than it can hold")
+        self.hold(n_tensors * _PER_TENSOR)
         return n_tensors, n_entries
 
     def entries(self, count: int) -> Iterable[tuple[str, Any]]:
         """The fields."""
         seen: set[str] = set()
         for _ in range(count):
-            key = self.text("the name of a field")
+            key = self.text("the name of a field", _LONGEST_NAME)
             if key in seen:
                 self.refuse(f"the field {key!r} stands twice")
             seen.add(key)
-            yield key, self.value(self.number("<u4", f"the type of {key!r}"), key)
+            yield key, self.value(self.number("<I", f"the type of {key!r}"), key)
 
     def value(self, kind: int, key: str) -> Any:
         """A field's value."""
@@ -160,12 +161,13 @@ class _Header:
 
     def array(self, key: str) -> list[Any]:
         """A field's list of numbers or texts."""
-        kind, count = self.number("<u4", f"the type of {key!r}"), self.number("<u8", f"the length of {key!r}")
+        kind, count = self.numbers("<IQ", f"the length of {key!r}")
         item = 8 if kind == _STRING else np.dtype(_NUMBERS[kind]).itemsize if kind in _NUMBERS else 0
         if item == 0:
             self.refuse(f"the field {key!r} is a list of the type {kind}, which is not supported")
-        if count > _MOST_ITEMS or count * item > len(self.data) - self.at:
+        if count * item > len(self.data) - self.at:
             self.refuse(f"the field {key!r} claims {count} items, more than the file holds")
+        self.hold(count * (_PER_TEXT if kind == _STRING else _PER_NUMBER))
         if kind == _STRING:
             return self.texts(count, key)
         values = np.frombuffer(self.take(count * item, f"the field {key!r}"), dtype=_NUMBERS[kind]).tolist()
@@ -186,6 +188,8 @@ class _Header:
                 at = start + unpack(data, at)[0]
                 if at > limit:
                     self.refuse(f"the field {key!r} is cut off")
+                if at - start > _SHORT:
+                    self.hold_long(at - start, f"a text in {key!r}")
                 found.append(data[start:at].decode())
         except struct.error:
             self.refuse(f"the field {key!r} is cut off")
@@ -200,35 +204,32 @@ class _Header:
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment not in {2**n for n in range(3, 17)}:
             self.refuse(f"general.alignment is {alignment!r}, and must be a power of two from 8 to 65536")
-        raw = [self.tensor() for _ in range(count)]
-        names = {tensor.name for tensor in raw}
-        if len(names) != len(raw):
-            twice = next(t.name for i, t in enumerate(raw) if any(t.name == u.name for u in raw[:i]))
-            self.refuse(f"the tensor {twice!r} stands twice")
+        found = {}
+        for _ in range(count):
+            tensor = self.tensor()
+            if tensor.name in found:
+                self.refuse(f"the tensor {tensor.name!r} stands twice")
+            found[tensor.name] = tensor
         start = -(-self.at // alignment) * alignment
-        found = [TensorInfo(t.name, t.shape, t.type, start + t.offset, t.n_bytes) for t in raw]
-        for tensor in found:
+        ordered = sorted((replace(t, offset=start + t.offset) for t in found.values()), key=lambda t: t.offset)
+        for tensor in ordered:
             if (tensor.offset - start) % alignment:
                 self.refuse(f"the tensor {tensor.name!r} does not lie at a multiple of {alignment} bytes")
             if tensor.offset + tensor.n_bytes > self.size:
                 self.refuse(f"the tensor {tensor.name!r} reaches beyond the end of the file: it is cut off or damaged")
-        ordered = sorted(found, key=lambda tensor: tensor.offset)
         for first, second in pairwise(ordered):
             if first.offset + first.n_bytes > second.offset:
                 self.refuse(f"the tensors {first.name!r} and {second.name!r} overlap")
-        return found
+        return ordered
 
     def tensor(self) -> TensorInfo:
-        name = self.text("the name of a tensor")
+        name = self.text("the name of a tensor", _LONGEST_NAME)
         what = f"the tensor {name!r}"
-        n_dims = self.number("<u4", what)
+        n_dims = self.number("<I", what)
         if not 1 <= n_dims <= 4:
             self.refuse(f"{what} has {n_dims} dimensions")
-        sizes = [self.number("<u8", what) for _ in range(n_dims)]
-        kind, offset = self.number("<u4", what), self.number("<u8", what)
-        n_numbers = 1
-        for size in sizes:
-            n_numbers *= size
+        *sizes, kind, offset = self.numbers(f"<{n_dims}QIQ", what)
+        n_numbers = math.prod(sizes)
         if n_numbers < 1 or n_numbers > _LARGEST_TENSOR:
             self.refuse(f"{what} has the impossible shape {' x '.join(map(str, sizes))}")
         format = _BY_NUMBER.get(kind)
@@ -241,15 +242,32 @@ class _Header:
         n_bytes = n_numbers // format.block_size * format.block_bytes
         return TensorInfo(name, tuple(reversed(sizes)), kind, offset, n_bytes)
 
-    def text(self, what: str) -> str:
-        length = self.number("<u8", what)
+    def text(self, what: str, longest: int = _LONGEST_TEXT) -> str:
+        length = self.number("<Q", what)
+        if length > len(self.data) - self.at:
+            self.refuse(f"{what} is cut off")
+        self.hold_long(length, what, longest)
         try:
             return self.take(length, what).decode()
         except UnicodeDecodeError:
             self.refuse(f"{what} is not UTF-8")
 
-    def number(self, kind: str, what: str) -> Any:
-        return np.frombuffer(self.take(np.dtype(kind).itemsize, what), dtype=kind)[0].item()
+    def hold_long(self, length: int, what: str, longest: int = _LONGEST_TEXT) -> None:
+        """Count the memory of a text; one character beyond the rest of Unicode makes each of them take four bytes."""
+        if length > longest:
+            self.refuse(f"{what} is {length} bytes long, too long")
+        self.hold(_PER_TEXT + 5 * length)
+
+    def number(self, format: str, what: str) -> Any:
+        return self.numbers(format, what)[0]
+
+    def numbers(self, format: str, what: str) -> tuple[Any, ...]:
+        try:
+            found = struct.unpack_from(format, self.data, self.at)
+        except struct.error:
+            self.refuse(f"{what} is cut off")
+        self.at += struct.calcsize(format)
+        return found
 
     def take(self, count: int, what: str) -> bytes:
         if count > len(self.data) - self.at:

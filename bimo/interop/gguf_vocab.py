@@ -1,22 +1,39 @@
 """Tokenizers inside GGUF files: byte-level BPE ("gpt2") and SentencePiece's BPE ("llama"), to tokenizer.json and back.
 
-What llama.cpp would cut in another way than the tokenizer does is refused when writing, not approximated.
+A tokenizer that was read gives llama.cpp's ids. One that llama.cpp would run otherwise is refused when writing, not
+approximated, but for two things that it knows of no tokenizer and that ordinary text does not meet; a warning says so:
+it brings no text into NFC, and it holds some names for control tokens whatever the file says.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from bimo.core.errors import UserError
 from bimo.interop import pretokenizers
+from bimo.interop.gguf_pieces import CONTROL, NORMAL, UNKNOWN, UNUSED, USER, read_pieces, written_pieces
 from bimo.tokenizer import Tokenizer
+from bimo.tokenizer.pieces import partition
 from bimo.tokenizer.special import ENDS, SpecialTokens
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)  # llama.cpp's types of tokens
 _KEY = "tokenizer.ggml."
 _AGAIN = "Download or export the file again."
-_SPACE = "▁"
+_TAKEN_FOR_CONTROL = frozenset(
+    (
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
+        *("<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
+        *("<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "[e~["),
+        *("<｜end▁of▁sentence｜>", "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>"),
+        *("▁<PRE>", "<|code_prefix|>", "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>"),
+        *("<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>", "<|fim_middle|>", "<fim-middle>"),
+        *("<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>", "<|fim_pad|>"),
+        *("<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>"),
+        *("<reponame>", "<|file_sep|>"),
+    )
+)
+"""Names that llama.cpp takes for control tokens, whatever type the file gives them."""
 
 
 def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
@@ -30,7 +47,8 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         raise UserError(f"a tokenizer of kind {kind!r} is not supported", where=where, mend="Known: gpt2, llama.")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not tokens:
         raise UserError(f"{_KEY}tokens is no list of texts", where=where, mend=_AGAIN)
-    types = _numbers(metadata, "token_type", tokens, where) or [_NORMAL] * len(tokens)
+    types = _numbers(metadata, "token_type", tokens, where) or [NORMAL] * len(tokens)
+    types = [CONTROL if name in _TAKEN_FOR_CONTROL else kind for name, kind in zip(tokens, types, strict=True)]
     if len(set(tokens)) != len(tokens):
         tokens, types = _distinct(tokens, types)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -39,9 +57,9 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": token, **flags, "special": types[i] == _CONTROL}
+            {"id": i, "content": token, **flags, "special": types[i] != USER}
             for i, token in enumerate(tokens)
-            if types[i] in (_CONTROL, _USER) and token
+            if types[i] in (CONTROL, USER, UNKNOWN) and token
         ],
         "post_processor": None,
         **(_byte_level if kind == "gpt2" else _sentence_piece)(metadata, tokens, types, where),
@@ -59,33 +77,115 @@ def write_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     Raises:
         UserError: llama.cpp has no such tokenizer.
     """
-    model = tokenizer.content["model"]
-    added = {token["content"]: token for token in tokenizer.content.get("added_tokens") or []}
-    vocab: dict[str, int] = model["vocab"] if isinstance(model["vocab"], dict) else {}
+    content, where = tokenizer.content, tokenizer.where
+    added = {token["content"]: token for token in content.get("added_tokens") or []}
+    vocab = content["model"]["vocab"] if content["model"].get("type", "BPE") == "BPE" else {}
     names = {i: name for name, i in vocab.items()} | {token["id"]: name for name, token in added.items()}
     tokens = [names.get(i, f"[PAD{i}]") for i in range(vocab_size)]
+    _check_added(content, where)
 
     def kind(i: int, token: str) -> int:
         if token in added:
-            return _CONTROL if added[token].get("special") else _USER
-        return _NORMAL if i in names else _UNUSED
+            return CONTROL if added[token].get("special") or token in _TAKEN_FOR_CONTROL else USER
+        return NORMAL if i in names else UNUSED
 
     types = [kind(i, token) for i, token in enumerate(tokens)]
-    stages = pretokenizers.stages_of(tokenizer.content.get("pre_tokenizer"))
-    known = pretokenizers.recognised(tokenizer.content.get("pre_tokenizer"), bool(model.get("ignore_merges")))
-    normalizer = (tokenizer.content.get("normalizer") or {}).get("type")
-    if known is not None and normalizer in (None, "NFC") and model.get("type") == "BPE":
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-        words: dict[str, Any] = {"model": "gpt2", "pre": known.names[0], "merges": merges}
-    elif stages is None and model.get("type") == "BPE" and model.get("byte_fallback"):
-        words, types = _written_pieces(tokenizer.content, tokens, types)
+    if pretokenizers.stages_of(content.get("pre_tokenizer")) is not None and vocab:
+        words = _written_merges(content, where)
+    elif vocab and content["model"].get("byte_fallback"):
+        words, types = written_pieces(content, tokens, types, where)
     else:
+        raise _unknown_cut(where)
+    return _named({"tokens": tokens, "token_type": types, **words, **_roles(tokenizer)}, tokenizer.special.template)
+
+
+def _written_merges(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a byte-level BPE vocabulary."""
+    model, cut = content["model"], content.get("pre_tokenizer")
+    known = pretokenizers.recognised(cut, bool(model.get("ignore_merges")))
+    normalizer = content.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    if known is None or any(step.get("type") != "NFC" for step in steps):
+        raise _unknown_cut(where)
+    joined = pretokenizers.joins_long_s(cut, model["vocab"])
+    if joined:
         raise UserError(
-            "llama.cpp does not know how this tokenizer cuts a text",
-            where=tokenizer.where,
+            f"llama.cpp would cut texts with 'ſ otherwise than this tokenizer, which has the token {joined!r}",
+            where=where,
             mend="Export a Hugging Face folder instead.",
         )
-    return _named({"tokens": tokens, "token_type": types, **words, **_roles(tokenizer)}, tokenizer.special.template)
+    if steps:
+        _warn("llama.cpp does not bring text into NFC as this tokenizer does: other text gets other ids there", where)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    return {"model": "gpt2", "pre": known.names[0], "merges": merges}
+
+
+def _check_added(content: Mapping[str, Any], where: str) -> None:
+    """Refuse added tokens that llama.cpp would find elsewhere in a text."""
+    added = [token for token in content.get("added_tokens") or [] if not token.get("special")]
+    odd = next((t["content"] for t in added if t.get("lstrip") or t.get("rstrip") or t.get("single_word")), None)
+    normalized = next(
+        (t["content"] for t in added if t.get("normalized") and "Replace" in str(content["normalizer"])), None
+    )
+    odd = odd or normalized or _overlapping([token["content"] for token in added])
+    if odd is not None:
+        raise UserError(
+            f"llama.cpp would look for the added token {odd!r} in another way than this tokenizer",
+            where=where,
+            mend="Export a Hugging Face folder instead.",
+        )
+    taken = sorted(token["content"] for token in added if token["content"] in _TAKEN_FOR_CONTROL)
+    if taken:
+        _warn(
+            f"llama.cpp takes {', '.join(taken)} for control tokens: in a text they are ordinary characters there",
+            where,
+        )
+
+
+def _overlapping(names: list[str]) -> str | None:
+    """A token that may stand half inside another one, where llama.cpp takes the longer and others the first."""
+    begun: dict[str, list[str]] = {}
+    for name in names:
+        for length in range(1, len(name)):
+            begun.setdefault(name[:length], []).append(name)
+    ids = {name: i for i, name in enumerate(names)}
+    tried: set[str] = set()
+    for name in names:
+        for start in range(1, len(name)):
+            for other in begun.get(name[start:], []):
+                text = name[:start] + other
+                if other == name or text in tried:
+                    continue
+                tried.add(text)
+                inside = {text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1)} & ids.keys()
+                longest_first = sorted(inside, key=lambda name: len(name.encode()), reverse=True)
+                as_there = partition(text, [(name, ids[name]) for name in longest_first])
+                if len(name.encode()) == len(other.encode()) or as_there != _first_come(text, ids):
+                    return other
+    return None
+
+
+def _first_come(text: str, ids: Mapping[str, int]) -> list[str | int]:
+    """A text cut at added tokens as Hugging Face does it: from the left, the longest that begins there."""
+    parts: list[str | int] = []
+    start = place = 0
+    while place < len(text):
+        name = next((text[place:end] for end in range(len(text), place, -1) if text[place:end] in ids), None)
+        if name is None:
+            place += 1
+            continue
+        parts += [text[start:place], ids[name]] if start < place else [ids[name]]
+        start = place = place + len(name)
+    return [*parts, text[start:]] if start < len(text) else parts
+
+
+def _unknown_cut(where: str) -> UserError:
+    mend = "Export a Hugging Face folder instead."
+    return UserError("llama.cpp does not know how this tokenizer cuts a text", where=where, mend=mend)
+
+
+def _warn(what: str, where: str) -> None:
+    warnings.warn(f"{where}: {what}", stacklevel=3)
 
 
 def _named(words: dict[str, Any], template: str) -> dict[str, Any]:
@@ -141,56 +241,11 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
 
 
 def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str], types: list[int], where: str) -> dict[str, Any]:
-    """SentencePiece's BPE merges the pair that makes the token with the best score: merges in the order of scores."""
+    """What a SentencePiece vocabulary needs beside its added tokens."""
     scores = _numbers(metadata, "scores", tokens, where)
     if scores is None:
         raise UserError(f"{_KEY}scores is missing", where=where, mend=_AGAIN)
-    vocab = {token: i for i, token in enumerate(tokens)}
-    plain = {token for token, kind in zip(tokens, types, strict=True) if kind in (_NORMAL, _USER, _UNUSED)}
-    ranked = []
-    for i, token in enumerate(tokens):
-        if token in plain and len(token) > 1:
-            cuts = [(token[:n], token[n:]) for n in range(1, len(token))]
-            ranked += [(-scores[i], vocab[a], vocab[b], a, b) for a, b in cuts if a in plain and b in plain]
-    ranked.sort()
-    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN), None)
-    prefix = metadata.get(f"{_KEY}add_space_prefix", True)
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    back = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
-    ]
-    front = [{"type": "Prepend", "prepend": _SPACE}, replace] if prefix else [replace]
-    return {
-        "normalizer": {"type": "Sequence", "normalizers": front},
-        "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": back},
-        "model": {
-            **{"type": "BPE", "dropout": None, "unk_token": unknown, "fuse_unk": True, "byte_fallback": True},
-            **{"continuing_subword_prefix": None, "end_of_word_suffix": None, "ignore_merges": False},
-            "vocab": vocab,
-            "merges": [[a, b] for _, _, _, a, b in ranked],
-        },
-    }
-
-
-def _written_pieces(
-    content: Mapping[str, Any], tokens: list[str], types: list[int]
-) -> tuple[dict[str, Any], list[int]]:
-    """SentencePiece's fields, and the types of its tokens: bytes and the unknown token have types of their own."""
-    model = content["model"]
-    best: dict[str, int] = {}
-    for rank, merge in enumerate(model["merges"]):
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        best.setdefault(left + right, rank)
-    scores = [-float(best.get(token, len(best) + i)) for i, token in enumerate(tokens)]
-    special = {model.get("unk_token"): _UNKNOWN} | {f"<0x{byte:02X}>": _BYTE for byte in range(256)}
-    types = [special.get(token, kind) for token, kind in zip(tokens, types, strict=True)]
-    text = str(content.get("normalizer")) + str(content.get("pre_tokenizer"))
-    prefix = "'Prepend'" in text or ("'Metaspace'" in text and "'never'" not in text)
-    return {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}, types
+    return read_pieces(tokens, types, scores, prefix=bool(metadata.get(f"{_KEY}add_space_prefix", True)))
 
 
 def _special(metadata: Mapping[str, Any], tokens: list[str]) -> SpecialTokens:
@@ -230,4 +285,4 @@ def _distinct(tokens: list[str], types: list[int]) -> tuple[list[str], list[int]
         first.setdefault(token, i)
     again = [first[token] != i for i, token in enumerate(tokens)]
     names = [f"[PAD{i}]" if twice else token for i, (token, twice) in enumerate(zip(tokens, again, strict=True))]
-    return names, [_UNUSED if twice else kind for kind, twice in zip(types, again, strict=True)]
+    return names, [UNUSED if twice else kind for kind, twice in zip(types, again, strict=True)]

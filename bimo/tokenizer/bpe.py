@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERN = rf"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|{_WORDS}"
 """Qwen2's pre-tokeniser, which Qwen3 keeps and llama.cpp knows as "qwen2": words with their leading space, digits one
-by one, runs of punctuation with the line breaks after them. Chinese runs stay whole and are cut by the merges alone."""
+by one, runs of punctuation with the line breaks after them. Chinese runs stay whole and are cut by the merges alone.
+In llama.cpp's words, because Qwen's own `(?i:'s|…)` also takes the old letter ſ for an s."""
+_QWEN2 = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORDS}"
 
 _LONGEST_PIECE = 4096
 
@@ -79,8 +80,8 @@ def to_json(tokens: list[bytes], control_tokens: list[str]) -> str:
 def ranks_of(content: dict[str, Any]) -> dict[bytes, int] | None:
     """The token bytes → id table of a `tokenizer.json`, if merging by lowest id gives the file's own result.
 
-    That holds for the files written here: our pre-tokeniser, no normaliser, and merges in the order of their ids. For
-    any other file the answer is None, and `tokenizers` has to encode.
+    That holds for the files written here: our pre-tokeniser (or Qwen2's own), no normaliser, and merges in the order of
+    their ids. For any other file the answer is None, and `tokenizers` has to encode.
     """
     model, pre = content["model"], content.get("pre_tokenizer") or {}
     stages = pre.get("pretokenizers", [])
@@ -89,7 +90,7 @@ def ranks_of(content: dict[str, Any]) -> dict[bytes, int] | None:
         and all(token.get("special") for token in content.get("added_tokens") or [])
         and content.get("normalizer") is None
         and [stage.get("type") for stage in stages] == ["Split", "ByteLevel"]
-        and stages[0].get("pattern") == {"Regex": PATTERN}
+        and stages[0].get("pattern") in ({"Regex": PATTERN}, {"Regex": _QWEN2})
         and not stages[1].get("add_prefix_space")
         and not stages[1].get("use_regex")
         and not model.get("ignore_merges")

@@ -13,7 +13,8 @@ class IncrementalDecoder:
 
     A piece holds whole user-perceived characters (extended grapheme clusters, Unicode Standard Annex 29): the newest
     one is held back until the next begins, because a vowel sign, an accent or a second half of a flag may still follow.
-    All pieces together are exactly the decoded text.
+    All pieces together are exactly the decoded text, with the space in front that `Tokenizer.decode` may drop: here the
+    text goes on from another one.
 
     Args:
         token_bytes: The bytes of each id, b"" for control tokens.

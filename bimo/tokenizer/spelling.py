@@ -24,12 +24,12 @@ class Spelling:
     Attributes:
         table: The bytes of each id, b"" for control tokens and for ids without a token.
         control: Ids of control tokens by name.
-        drops_first_space: Whether decoding drops one space at the very beginning.
+        drops: What decoding drops at the very beginning: "space", "spaces of the first token", or "" for nothing.
     """
 
     table: list[bytes]
     control: dict[str, int]
-    drops_first_space: bool
+    drops: str
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Spelling:
@@ -51,14 +51,16 @@ class Spelling:
         control = {token["content"]: token["id"] for token in added if token.get("special")}
         table = [b""] * (1 + max([*vocab.values(), *(token["id"] for token in added)]))
         steps = list(_steps(content.get("decoder")))
-        spell = _byte_level if any(step["type"] == "ByteLevel" for step in steps) else _sentence_piece(steps)
+        by_byte = any(step["type"] == "ByteLevel" for step in steps)
+        spell = _byte_level if by_byte else _sentence_piece(steps)
         named = {token["content"] for token in added}
         for spelled, i in vocab.items():
             if spelled not in named:
                 table[i] = spell(spelled)
-        for token in added:
-            table[token["id"]] = b"" if token["content"] in control else token["content"].encode()
-        return cls(table, control, any(_drops_space(step) for step in steps))
+        for token in added:  # byte-level vocabularies hold them as they are
+            text = token["content"].encode() if by_byte else spell(token["content"])
+            table[token["id"]] = b"" if token["content"] in control else text
+        return cls(table, control, next(filter(None, map(_dropped, steps)), ""))
 
 
 def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
@@ -76,7 +78,8 @@ def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 
 def _byte_level(spelled: str) -> bytes:
     letters = bpe.letter_bytes()
-    return b"".join(bytes([letters[c]]) if c in letters else c.encode() for c in spelled)
+    known = all(letter in letters for letter in spelled)
+    return bytes(letters[letter] for letter in spelled) if known else spelled.encode()
 
 
 def _sentence_piece(steps: list[dict[str, Any]]) -> Any:
@@ -97,7 +100,8 @@ def _sentence_piece(steps: list[dict[str, Any]]) -> Any:
     return spell
 
 
-def _drops_space(step: dict[str, Any]) -> bool:
+def _dropped(step: dict[str, Any]) -> str:
     if step["type"] == "Strip":
-        return step.get("content") == " " and step.get("start", 0) > 0
-    return step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+        return "space" if step.get("content") == " " and step.get("start", 0) > 0 else ""
+    always = step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+    return "spaces of the first token" if always else ""

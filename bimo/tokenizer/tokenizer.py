@@ -19,7 +19,9 @@ import numpy as np
 
 from bimo.core.errors import UserError
 from bimo.tokenizer import bpe, chat
+from bimo.tokenizer.guarding import GuardedTokenizer
 from bimo.tokenizer.incremental import IncrementalDecoder
+from bimo.tokenizer.pieces import ScoredPieces
 from bimo.tokenizer.special import BEGIN, END, END_OF_TURN, ENDS, PAD, SpecialTokens
 from bimo.tokenizer.spelling import Spelling
 from bimo.tokenizer.template import ChatTemplate
@@ -43,6 +45,7 @@ class Tokenizer:
         try:
             spelling = Spelling.of(content)
             self._ranks = bpe.ranks_of(content)
+            self._scored = ScoredPieces(content) if "scores" in content["model"] else None
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise UserError(
                 f"not a tokenizer that bimo knows ({type(error).__name__}: {error})",
@@ -50,7 +53,7 @@ class Tokenizer:
                 mend="Give a tokenizer.json that bimo, or Hugging Face tokenizers with BPE or Unigram, wrote.",
             ) from error
         self.control_tokens = spelling.control
-        self._bytes, self._drops_first_space = spelling.table, spelling.drops_first_space
+        self._bytes, self._drops = spelling.table, spelling.drops
         self.vocab_size = len(self._bytes)
         self.special = special or SpecialTokens.found_in(self.control_tokens, chat.TEMPLATE)
 
@@ -135,7 +138,7 @@ class Tokenizer:
         if self.special.add_begin is not None:
             return [begin] if self.special.add_begin and begin is not None else []
         probe = "a"
-        whole = self._slow.encode(probe, add_special_tokens=True)
+        whole = self._slow.library.encode(probe, add_special_tokens=True)
         return whole.ids[: next((n for n, special in enumerate(whole.special_tokens_mask) if not special), 0)]
 
     @property
@@ -167,14 +170,16 @@ class Tokenizer:
         _check_text(text)
         if self._ranks is not None:
             return self._fast.encode_to_numpy(text, disallowed_special=())
-        return np.array(self._slow.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        if self._scored is not None:
+            return np.array(self._scored.encode(text), dtype=np.uint32)
+        return np.array(self._slow.encode(text), dtype=np.uint32)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         """Ids of many texts, uint32 each, on `threads` threads (0: one per core)."""
-        if self._ranks is None:  # this library brings its own threads
+        if self._ranks is None and self._scored is None:  # this library brings its own threads
             for text in texts:
                 _check_text(text)
-            encoded = self._slow.encode_batch_fast(list(texts), add_special_tokens=False)
+            encoded = self._slow.library.encode_batch_fast(list(texts), add_special_tokens=False)
             return [np.array(e.ids, dtype=np.uint32) for e in encoded]
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             return list(pool.map(self.encode_array, texts))
@@ -198,7 +203,9 @@ class Tokenizer:
     def encode_marked(self, text: str) -> list[int]:
         """Ids of a text in which control tokens may stand, written by their names."""
         _check_text(text)
-        return self._marking.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+        if self._scored is not None:
+            return self._scored.encode(text, marked=True)
+        return self._marking.encode(text)
 
     def decode(self, ids: Iterable[int], *, show_control_tokens: bool = False) -> str:
         """The text of ids. Bytes that form no character become U+FFFD; control tokens are left out unless shown."""
@@ -208,8 +215,11 @@ class Tokenizer:
             if not 0 <= int(i) < self.vocab_size:
                 raise UserError(f"id {int(i)} is not in 0 … {self.vocab_size - 1}", mend="Use this tokenizer's ids.")
             parts.append(names.get(int(i)) or self._bytes[int(i)])
+        if self._drops == "spaces of the first token":  # Metaspace drops all that are in it
+            first = next((number for number, part in enumerate(parts) if part), 0)
+            parts[first : first + 1] = [part.replace(b" ", b"") for part in parts[first : first + 1]]
         text = b"".join(parts).decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self._drops_first_space else text
+        return text.removeprefix(" ") if self._drops == "space" else text
 
     def decoder(self) -> IncrementalDecoder:
         """A decoder for a stream of ids."""
@@ -224,23 +234,20 @@ class Tokenizer:
         import tiktoken
 
         assert self._ranks is not None, "only a tokenizer with plain ranks has a fast encoder"
-        return tiktoken.Encoding("bimo", pat_str=bpe.PATTERN, mergeable_ranks=self._ranks, special_tokens={})
+        pattern = self.content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+        return tiktoken.Encoding("bimo", pat_str=pattern, mergeable_ranks=self._ranks, special_tokens={})
 
     @cached_property
-    def _slow(self) -> Any:
-        tokenizer = self._built()
-        tokenizer.encode_special_tokens = True  # control tokens in a text are ordinary characters
-        return tokenizer
+    def _slow(self) -> GuardedTokenizer:
+        return self._built(marked=False)
 
     @cached_property
-    def _marking(self) -> Any:
-        return self._built()
+    def _marking(self) -> GuardedTokenizer:
+        return self._built(marked=True)
 
-    def _built(self) -> Any:
-        import tokenizers
-
+    def _built(self, *, marked: bool) -> GuardedTokenizer:
         try:
-            return tokenizers.Tokenizer.from_str(json.dumps(self.content))
+            return GuardedTokenizer(self.content, marked=marked)
         except Exception as error:  # the library raises this class itself; the user learns what it said
             raise UserError(f"not a tokenizer ({error})", where=self.where, mend="Copy the file again.") from error
 

@@ -16,7 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A user's own loss: (logits (B, T, V), targets (B, T), weights (B, T)) → a scalar, the mean over trained tokens."""
+"""A user's own loss: (logits (B, T, V), targets (B, T), weights (B, T)) → a scalar, the mean over trained tokens.
+
+There is always one to train on. The loop multiplies by the sum of the weights, so that parts of a batch add up exactly;
+`bimo.testing.check_loss` says whether a loss allows that.
+"""
 
 # Logits held at once: 16 MB in float32 stay near the caches of a CPU, a GPU needs more to be busy.
 _CHUNK_LOGITS = {"cpu": 2**22, "other": 2**27}

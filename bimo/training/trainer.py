@@ -153,6 +153,8 @@ class Trainer:
             )
         loss = torch.zeros((), device=self.device)
         for part in batch.split(self.micro_rows(batch)):
+            if part.weight_sum() == 0:  # a mean over no tokens is 0 / 0
+                continue
             with recompute():
                 part_loss = self.loss_sum(part.to(self.device)) / trained_tokens
             part_loss.backward()
