@@ -66,6 +66,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("bimo.testing")
     if name not in _HOMES:
         raise AttributeError(f"module 'bimo' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

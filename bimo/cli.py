@@ -265,6 +265,8 @@ def _settings(verb: str, command: Callable[..., int], arguments: list[str]) -> t
     options = parser.parse_args(arguments)
     values = settings_values(options, RunSettings)
     import_modules(values["modules"])  # before the settings are checked: they may name parts of the user
+    # A run is resumed from any folder.
+    values["modules"] = [str(Path(name).resolve()) if name.endswith(".py") else name for name in values["modules"]]
     return RunSettings.from_dict(values), bool(options.resume)
 
 

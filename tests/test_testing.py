@@ -574,6 +574,12 @@ def test_a_part_that_refuses_every_shape_is_told_so() -> None:
         check_attention(EvenHeads, replace(SMALL, n_kv_heads=1))
 
 
+def test_a_context_that_is_too_short_to_check_is_told() -> None:
+    with pytest.raises(UserError, match="context_length is 8"):
+        check_norm("rmsnorm", replace(SMALL, context_length=8))
+    assert check_positions("learned", replace(SMALL, context_length=16)), "the control"
+
+
 def test_an_option_that_the_part_refuses_is_no_option_that_it_ignores() -> None:
     class Uncapped(Changed):
         def __init__(self, spec: ModelSpec, layer: int, attend: Attend) -> None:

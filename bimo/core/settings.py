@@ -5,6 +5,7 @@ A settings class is a frozen dataclass that inherits from `Settings`. The text u
 
 from __future__ import annotations
 
+import functools
 import types
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ class Settings:
         return []
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))  # type: ignore[arg-type]  # every class can be hashed
         values = {name: getattr(self, name) for name in field_names(type(self))}
         found = [problem for name, value in values.items() if (problem := _type_problem(name, value, hints[name]))]
         found = found or self.problems()
@@ -35,7 +36,7 @@ class Settings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from a plain dictionary; an unknown key is an error that names the nearest known one."""
-        hints = get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]  # every class can be hashed
         known = field_names(cls)
         arguments = {}
         for key, value in values.items():
@@ -68,6 +69,12 @@ def _nested(key: str, settings: type[Settings], values: dict[str, Any]) -> Setti
 def field_names(settings: type[Settings]) -> list[str]:
     """Names of a settings class's fields, in order."""
     return [f.name for f in fields(settings)]  # type: ignore[arg-type]  # every subclass is a dataclass
+
+
+@functools.cache
+def _hints(settings: type[Settings]) -> dict[str, Any]:
+    """Types of the fields; finding them out costs more than all checks, and it is asked again for each object."""
+    return get_type_hints(settings)
 
 
 def _type_problem(name: str, value: object, hint: Any) -> str:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bimo.core.spec import ModelSpec
 from bimo.model.backends import Attend, AttnContext
-from bimo.model.cache import KVCache
 from bimo.model.layers import make_norm, rotate
 
 
@@ -38,7 +37,7 @@ class Attention(nn.Module):
         if ctx.cos is not None and ctx.sin is not None:
             q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, D)
-        if isinstance(ctx.cache, KVCache):
+        if ctx.cache is not None:
             k, v = ctx.cache.append(self.layer, k, v)  # (B, K, S, D)
         y = self.attend(q, k, v, ctx)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)

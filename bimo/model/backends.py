@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bimo.model.cache import KVCache
+
 
 @dataclass(frozen=True, slots=True)
 class AttnContext:
@@ -32,7 +34,7 @@ class AttnContext:
     sin: Tensor | None = None
     mask: Tensor | None = None
     causal: bool = True
-    cache: object | None = None
+    cache: KVCache | None = None
     scale: float | None = None
     softcap: float = 0.0
 

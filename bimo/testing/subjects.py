@@ -53,6 +53,7 @@ SHAPES = {
         ),
     },
 }
+_SHORTEST = 16  # tokens that the promises look at
 _KEPT_PLACES = {"attention": "self_attn", "feedforward": "mlp"}
 
 
@@ -125,8 +126,11 @@ def subjects(kind: str, part: Any, spec: ModelSpec | None = None) -> Iterator[di
         spec: The only shape to look at; None: those of SHAPES that the part does not refuse.
 
     Raises:
-        UserError: It refuses all.
+        UserError: It refuses all, or the spec has too little room.
     """
+    if spec is not None and spec.context_length < _SHORTEST:
+        what = f"context_length is {spec.context_length}, a check reads {_SHORTEST} tokens"
+        raise UserError(what, where="spec", mend="Give a longer one.")
     registry = REGISTRIES[kind]
     name = part if isinstance(part, str) else f"{name_of(part)}, under test"
     if isinstance(part, str):
