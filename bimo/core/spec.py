@@ -126,6 +126,8 @@ class ModelSpec(Settings):
     (and LayerNorm), or everywhere (GPT-2)."""
     tied_embeddings: bool = True
     """Share one matrix between the input embedding and the output head."""
+    padding_id: int = -1
+    """Id whose embedding is not trained where it is read, as transformers treats padding. -1: none."""
     embedding_scale: float = 1.0
     """Multiplies the embeddings (Gemma: sqrt(d_model))."""
     logit_softcap: float = 0.0
@@ -182,6 +184,8 @@ class ModelSpec(Settings):
             found.append(f"dropout must lie in 0 … 1, is {self.dropout}")
         if found:
             return found
+        if not -1 <= self.padding_id < self.vocab_size:
+            found.append(f"padding_id must be -1 or below vocab_size ({self.vocab_size}), is {self.padding_id}")
         kinds = ("attention", "positions", "norm", "feedforward")
         found += [problem for k in kinds if (problem := REGISTRIES[k].problem(getattr(self, k)))]
         if self.n_heads % self.n_kv_heads:

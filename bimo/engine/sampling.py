@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bimo.core.errors import UserError
 from bimo.engine.request import SamplingParams
 
 
@@ -16,7 +17,14 @@ def next_token(logits: Tensor, seen: Tensor, params: SamplingParams, generator: 
         seen: Ids of the text so far, int64, (n,), for the repetition penalty.
         params: The rules.
         generator: Source of randomness; untouched when greedy.
+
+    Raises:
+        UserError: The logits are NaN or infinite: of damaged weights, any token would look as good as another.
     """
+    if not logits.max().isfinite():
+        raise UserError(
+            "the model's logits are NaN or infinite", mend="Its weights are damaged: `bimo verify` says where."
+        )
     logits = penalize_repetition(logits, seen, params.repetition_penalty)
     if params.temperature == 0:
         return int(logits.argmax())

@@ -36,7 +36,9 @@ def probe_ids(spec: ModelSpec, seed: int = 0) -> tuple[Tensor, list[str]]:
         elif 0 < tokens < spec.context_length:
             notes.append(f"{name} ({tokens} tokens) is longer than the probe")
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(spec.vocab_size, (2, length), generator=generator), notes
+    ids = torch.randint(spec.vocab_size, (2, length), generator=generator)
+    # No text reads padding; its embedding has no gradient there, which a difference of losses does not know.
+    return ids.masked_fill(ids == spec.padding_id, (spec.padding_id + 1) % spec.vocab_size), notes
 
 
 def module_names(spec: ModelSpec) -> list[str]:

@@ -40,6 +40,7 @@ class TransformersReference:
             self.model = transformers.AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.float32, attn_implementation="eager", local_files_only=True
             ).eval()
+        self.model.get_input_embeddings().padding_idx = spec.padding_id if spec.padding_id >= 0 else None
         self.model.hf_quantizer = None  # of a GGUF file, whose weights are plain by now
         if hasattr(self.model, "set_experts_implementation"):  # the fused one takes no odd widths
             self.model.set_experts_implementation("eager")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 import bimo
 from bimo.core.errors import UserError
+from bimo.core.json_files import read_json
 from bimo.core.settings import field_names
 from bimo.core.spec import ModelSpec
 from bimo.evaluation import exports, probes
@@ -38,7 +39,6 @@ from bimo.evaluation.texts import compare_tokenizers
 from bimo.evaluation.transformers_reference import TransformersReference
 from bimo.interop import open_model, save_model
 from bimo.interop.families import family_of
-from bimo.interop.huggingface import read_json
 from bimo.interop.tensors import PLAIN
 from bimo.model.gpt import GPT
 from bimo.model.packed import unpack
@@ -231,7 +231,11 @@ def _greedy(trial: _Trial, name: str, logits_of: Callable[[list[int]], Tensor]) 
     n_tokens = min(_GREEDY, trial.model.spec.context_length - len(prompt))
     if n_tokens < 1:
         return
-    text = probes.greedy(trial.model, trial.ids[0, :16], n_tokens)
+    try:
+        text = probes.greedy(trial.model, trial.ids[0, :16], n_tokens)
+    except UserError as error:
+        yield Finding("greedy", name, math.inf, 0.0, "tokens", note=error.what)
+        return
     whole = [*prompt, *text[:-1]]
     logits = logits_of(whole)
     # Up to the original context, longrope has other frequencies than beyond it.

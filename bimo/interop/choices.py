@@ -89,6 +89,19 @@ class InnerWidth:
         return {"n_inner": spec.d_ff}
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """The padding token, which transformers does not train where it is read; -1 counts from the end, as in torch."""
+
+    def read(self, config: Config) -> Choices:
+        found, size = config.get("pad_token_id"), config["vocab_size"]
+        known = isinstance(found, int) and isinstance(size, int) and -size <= found < size
+        return {"padding_id": found % size if known else -1}
+
+    def write(self, spec: ModelSpec) -> Config:
+        return {"pad_token_id": spec.padding_id if spec.padding_id >= 0 else None}
+
+
 TIED = Plain("tied_embeddings", "tie_word_embeddings")
 RMS_EPS = Plain("norm_eps", "rms_norm_eps")
 

@@ -75,7 +75,7 @@ _LLAMA_DEFAULTS = {
 }
 _LONG = {**_LLAMA_DEFAULTS, "max_position_embeddings": 32768}
 _LONGER = {**_LLAMA_DEFAULTS, "max_position_embeddings": 131072}
-_COMMON = (c.SIZES, c.TIED, c.RMS_EPS, c.Activation())
+_COMMON = (c.SIZES, c.TIED, c.RMS_EPS, c.Activation(), c.Padding())
 _GEMMA = {"norm": "rmsnorm_1p", "norm_placement": "sandwich", "biases": "none"}
 _GEMMA_DEFAULTS = {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -86,8 +86,12 @@ _GEMMA_DEFAULTS = {
     "num_key_value_heads": 4,
     "head_dim": 256,
     "max_position_embeddings": 131072,
+    "pad_token_id": 0,
 }
-_GEMMA_COMMON = (c.SIZES, c.TIED, c.RMS_EPS, c.Activation("hidden_activation"), c.ATTENTION_BIASES, c.Gemma())
+_GEMMA_COMMON = (
+    *(c.SIZES, c.TIED, c.RMS_EPS, c.Activation("hidden_activation"), c.Padding()),
+    *(c.ATTENTION_BIASES, c.Gemma()),
+)
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 FAMILIES = (
@@ -124,14 +128,14 @@ FAMILIES = (
         "SmolLM3ForCausalLM",
         fixed=_LLAMA,
         aspects=(*_COMMON, c.ANY_BIASES, Rope(2e6), c.UnrotatedLayers(), c.LayerWindows("unrotated")),
-        defaults={**_LONG, "tie_word_embeddings": True, "num_key_value_heads": 4},
+        defaults={**_LONG, "tie_word_embeddings": True, "num_key_value_heads": 4, "pad_token_id": 128004},
     ),
     Family(
         "olmo2",
         "Olmo2ForCausalLM",
         fixed={"qk_norm": True, "qk_norm_across_heads": True, "norm": "rmsnorm", "norm_placement": "post"},
         aspects=(*_COMMON, c.ATTENTION_BIASES, Rope()),
-        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
+        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "pad_token_id": 1},
     ),
     Family(
         "gemma2",
@@ -157,7 +161,7 @@ FAMILIES = (
         "Phi3ForCausalLM",
         fixed={**_LLAMA, "biases": "none"},
         aspects=(*_COMMON, Rope(partial=1.0, legacy_longrope=True), c.UniformWindow()),
-        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "pad_token_id": 32000},
         fused={_QKV: "self_attn.qkv_proj", ("mlp.gate_proj", "mlp.up_proj"): "mlp.gate_up_proj"},
     ),
     Family(
@@ -273,7 +277,7 @@ def family_of(spec: ModelSpec) -> Family | None:
 
 def canonical(spec: ModelSpec) -> ModelSpec:
     """The spec without what has no effect on what a trained model computes."""
-    spec = replace(spec, dropout=0.0, initializer_range=0.02)
+    spec = replace(spec, dropout=0.0, initializer_range=0.02, padding_id=-1)
     if abs(spec.attention_scale - spec.head_dim**-0.5) < 1e-9:
         spec = replace(spec, attention_scale=0.0)
     if spec.window >= spec.context_length or not any(spec.windowed(layer) for layer in range(spec.n_layers)):

@@ -6,6 +6,7 @@ is in `architectures.py`, the file's layout in `gguf_file.py`, tokenizers in `gg
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bimo.core.spec import ModelSpec
 from bimo.interop.architectures import ARCHITECTURES, Architecture, architecture_of, factors_of, read_spec, write_spec
 from bimo.interop.gguf_file import GGUFFile, read_gguf, write_gguf
 from bimo.interop.gguf_vocab import read_tokenizer, write_tokenizer
-from bimo.interop.huggingface import assign, empty_model
+from bimo.interop.huggingface import MOST_LAYERS, assign, empty_model
 from bimo.model.blocks import FORMATS, BlockFormat, dequantize, quantize
 from bimo.model.gpt import GPT
 from bimo.model.packed import PackedTensor, plain
@@ -31,6 +32,11 @@ _EMBEDDINGS, _HEAD = "token_embd.weight", "output.weight"
 _FINE = (_EMBEDDINGS, _HEAD)  # one byte per number also in 4-bit files: each is used for every token
 _EXACT = ("ffn_gate_inp.weight", "position_embd.weight")
 _BY_NUMBER = {format.number: format for format in FORMATS.values()}
+_FRACTIONS = (
+    *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base", "rope.scaling.factor"),
+    *("rope.scaling.attn_factor", "attn_logit_softcapping", "final_logit_softcapping"),
+)
+_MOST_FACTORS = 2**16
 
 
 def load_gguf(path: Path) -> tuple[GPT, Tokenizer]:
@@ -46,12 +52,14 @@ def load_gguf(path: Path) -> tuple[GPT, Tokenizer]:
         known = ", ".join(a.name for a in ARCHITECTURES)
         raise UserError(f"the architecture {name!r} is not supported", where=str(path), mend=f"Known: {known}.")
     spec = _spec(architecture, file)
-    if spec.n_layers > len(file.tensors):
-        raise UserError(f"{spec.n_layers} layers, but {len(file.tensors)} tensors", where=str(path), mend=_AGAIN)
-    tokenizer = read_tokenizer(file.metadata, where=str(path))
-    model = empty_model(spec)
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > spec.vocab_size:
+        what = f"the tokenizer has {len(tokens)} ids, the model only {spec.vocab_size}"
+        raise UserError(what, where=str(path), mend=_AGAIN)
+    n_numbers = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
+    model = empty_model(spec, str(path), n_tensors=len(file.tensors), n_numbers=n_numbers)
     _fill(model, architecture, file)
-    return model.eval(), tokenizer
+    return model.eval(), read_tokenizer(file.metadata, where=str(path))
 
 
 def save_gguf(path: Path, model: GPT, tokenizer: Tokenizer, format: str = "F16", name: str = "bimo") -> None:
@@ -135,6 +143,7 @@ class _Source:
 
 def _spec(architecture: Architecture, file: GGUFFile) -> ModelSpec:
     where = str(file.path)
+    _check_fields(architecture.name, file)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     factors = {name: tuple(_vector(file, name).tolist()) for name in _factor_names(file)}
     try:
@@ -147,29 +156,48 @@ def _spec(architecture: Architecture, file: GGUFFile) -> ModelSpec:
         raise UserError(f"a field has a wrong value ({error})", where=where, mend=_AGAIN) from error
 
 
+def _check_fields(name: str, file: GGUFFile) -> None:
+    """Refuse fields of an architecture that are no numbers where there must be some, and absurdly many layers."""
+    where = str(file.path)
+    for key in (f"{name}.{key}" for key in _FRACTIONS):
+        found = file.metadata.get(key, 1.0)
+        for number in found if isinstance(found, list) else [found]:
+            if not isinstance(number, (int, float)) or isinstance(number, bool):
+                raise UserError(f"the field {key} is {number!r:.50}, which is no number", where=where, mend=_AGAIN)
+    count = file.metadata.get(f"{name}.block_count")
+    layers = max((n for n in (count if isinstance(count, list) else [count]) if isinstance(n, int)), default=0)
+    if layers > min(MOST_LAYERS, len(file.tensors)):  # lists of that length would be made
+        raise UserError(f"{layers} layers, but {len(file.tensors)} tensors", where=where, mend=_AGAIN)
+
+
 def _factor_names(file: GGUFFile) -> list[str]:
     known = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-    return [name for name in known if name in file.tensors]
+    found = [name for name in known if name in file.tensors]
+    long = next((name for name in found if math.prod(file.tensors[name].shape) > _MOST_FACTORS), None)
+    if long is not None:
+        raise UserError(f"tensor {long!r} holds more factors than heads have", where=str(file.path), mend=_AGAIN)
+    return found
 
 
 def _fill(model: GPT, architecture: Architecture, file: GGUFFile) -> None:
     """Give every parameter its tensor: vectors and float32 as they are, other matrices packed."""
     parameters = dict(model.named_parameters())
     names = architecture.tensor_names(model.spec, {name: p.shape for name, p in parameters.items()})
-    used = set(_factor_names(file))
+    wanted: dict[str, tuple[int, ...]] = {}  # shapes of their tensors, each of which may hold several of ours
     for name, parameter in parameters.items():
         theirs = names.theirs(name)
+        wanted[theirs] = (wanted.get(theirs, (0,))[0] + parameter.shape[0], *parameter.shape[1:])
+    for theirs, shape in wanted.items():
         if theirs not in file.tensors:
             raise UserError(f"tensor {theirs!r} is missing", where=str(file.path), mend=_AGAIN)
-        used.add(theirs)
-        tensor = _parameter(name, architecture, model.spec, file, names.read)
-        if tensor.shape != parameter.shape:
-            found, wanted = tuple(tensor.shape), tuple(parameter.shape)
-            raise UserError(f"tensor {theirs!r} is {found}, the model has {wanted}", where=str(file.path), mend=_AGAIN)
-        assign(model, name, tensor)
+        found = file.tensors[theirs].shape
+        if found != shape:
+            raise UserError(f"tensor {theirs!r} is {found}, the model has {shape}", where=str(file.path), mend=_AGAIN)
+    for name in parameters:
+        assign(model, name, _parameter(name, architecture, model.spec, file, names.read))
     if model.spec.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
-    left = sorted(name for name in file.tensors.keys() - used if "rot_embd" not in name)
+    left = sorted(n for n in file.tensors.keys() - wanted.keys() - {*_factor_names(file)} if "rot_embd" not in n)
     if left:
         raise UserError(f"tensor {left[0]!r} has no place in the model", where=str(file.path), mend=_AGAIN)
 

@@ -12,8 +12,8 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,7 +44,7 @@ class TensorInfo:
         name: Its name.
         shape: Outermost dimension first.
         type: ggml's number of the type.
-        offset: From the beginning of the file, in bytes.
+        offset: From the beginning of the data, in bytes.
         n_bytes: Its size.
     """
 
@@ -62,16 +62,18 @@ class GGUFFile:
         path: The file.
         metadata: Its fields.
         tensors: Its tensors by name.
+        start: Where their data begin, in bytes.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any], tensors: dict[str, TensorInfo]) -> None:
-        self.path, self.metadata, self.tensors = path, metadata, tensors
+    def __init__(self, path: Path, metadata: dict[str, Any], tensors: dict[str, TensorInfo], start: int) -> None:
+        self.path, self.metadata, self.tensors, self.start = path, metadata, tensors, start
         self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
 
     def data(self, name: str) -> np.ndarray:
         """The bytes of a tensor, uint8, mapped."""
         info = self.tensors[name]
-        return self._bytes[info.offset : info.offset + info.n_bytes]
+        start = self.start + info.offset
+        return self._bytes[start : start + info.n_bytes]
 
 
 def read_gguf(path: Path) -> GGUFFile:
@@ -93,8 +95,9 @@ def read_gguf(path: Path) -> GGUFFile:
             reader = _Header(header, path, size)
             n_tensors, n_entries = reader.opening()
             metadata = dict(reader.entries(n_entries))
-            tensors = {tensor.name: tensor for tensor in reader.tensors(n_tensors, metadata)}
-        return GGUFFile(path, metadata, tensors)
+            tensors = reader.tensors(n_tensors)
+            start = reader.data_start(tensors.values(), metadata)
+        return GGUFFile(path, metadata, tensors, start)
     except OSError as error:
         raise UserError(f"cannot be read ({error})", where=str(path), mend="Check the file.") from error
 
@@ -199,28 +202,32 @@ class _Header:
         self.at = at
         return found
 
-    def tensors(self, count: int, metadata: dict[str, Any]) -> list[TensorInfo]:
-        """Where the tensors lie, checked against each other and the end of the file."""
-        alignment = metadata.get("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or alignment not in {2**n for n in range(3, 17)}:
-            self.refuse(f"general.alignment is {alignment!r}, and must be a power of two from 8 to 65536")
-        found = {}
+    def tensors(self, count: int) -> dict[str, TensorInfo]:
+        """What the header says of the tensors."""
+        found: dict[str, TensorInfo] = {}
         for _ in range(count):
             tensor = self.tensor()
             if tensor.name in found:
                 self.refuse(f"the tensor {tensor.name!r} stands twice")
             found[tensor.name] = tensor
+        return found
+
+    def data_start(self, tensors: Iterable[TensorInfo], metadata: dict[str, Any]) -> int:
+        """Where the data begin, behind the header; tensors are checked against each other and the end of the file."""
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if not isinstance(alignment, int) or alignment not in {2**n for n in range(3, 17)}:
+            self.refuse(f"general.alignment is {alignment!r}, and must be a power of two from 8 to 65536")
         start = -(-self.at // alignment) * alignment
-        ordered = sorted((replace(t, offset=start + t.offset) for t in found.values()), key=lambda t: t.offset)
-        for tensor in ordered:
-            if (tensor.offset - start) % alignment:
+        end, before = 0, ""
+        for tensor in sorted(tensors, key=attrgetter("offset")):
+            if tensor.offset % alignment:
                 self.refuse(f"the tensor {tensor.name!r} does not lie at a multiple of {alignment} bytes")
-            if tensor.offset + tensor.n_bytes > self.size:
-                self.refuse(f"the tensor {tensor.name!r} reaches beyond the end of the file: it is cut off or damaged")
-        for first, second in pairwise(ordered):
-            if first.offset + first.n_bytes > second.offset:
-                self.refuse(f"the tensors {first.name!r} and {second.name!r} overlap")
-        return ordered
+            if tensor.offset < end:
+                self.refuse(f"the tensors {before!r} and {tensor.name!r} overlap")
+            end, before = tensor.offset + tensor.n_bytes, tensor.name
+            if start + end > self.size:
+                self.refuse(f"the tensor {before!r} reaches beyond the end of the file: it is cut off or damaged")
+        return start
 
     def tensor(self) -> TensorInfo:
         name = self.text("the name of a tensor", _LONGEST_NAME)
@@ -253,7 +260,7 @@ class _Header:
             self.refuse(f"{what} is not UTF-8")
 
     def hold_long(self, length: int, what: str, longest: int = _LONGEST_TEXT) -> None:
-        """Count the memory of a text; one character beyond the rest of Unicode makes each of them take four bytes."""
+        """Count the memory of a text: up to four bytes for each of its own, and what is mapped of the file."""
         if length > longest:
             self.refuse(f"{what} is {length} bytes long, too long")
         self.hold(_PER_TEXT + 5 * length)

@@ -23,7 +23,9 @@ _PREPEND = {"type": "Prepend", "prepend": _SPACE}
 _BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
-def read_pieces(tokens: list[str], types: list[int], scores: list[float], *, prefix: bool) -> dict[str, Any]:
+def read_pieces(
+    tokens: list[str], types: list[int], scores: list[float], *, prefix: bool, overlap: bool
+) -> dict[str, Any]:
     """What stands in a tokenizer.json beside the added tokens.
 
     Args:
@@ -31,6 +33,7 @@ def read_pieces(tokens: list[str], types: list[int], scores: list[float], *, pre
         types: Their types.
         scores: Their scores.
         prefix: Whether a text gets a space in front.
+        overlap: Whether ordinary added tokens may overlap in a text, which llama.cpp solves in its own way.
     """
     vocab = {token: i for i, token in enumerate(tokens)}
     plain = {token for token, kind in zip(tokens, types, strict=True) if kind in (NORMAL, USER, UNUSED)}
@@ -58,7 +61,7 @@ def read_pieces(tokens: list[str], types: list[int], scores: list[float], *, pre
             **{"continuing_subword_prefix": None, "end_of_word_suffix": None, "ignore_merges": False},
             "vocab": vocab,
             "merges": [[tokens[a], tokens[b]] for _, _, a, b in ranked],
-            **({"scores": list(scores)} if tied else {}),
+            **({"scores": list(scores)} if tied or overlap else {}),
         },
     }
 
@@ -152,8 +155,8 @@ def _check_pairs(model: Mapping[str, Any], where: str) -> None:
     names = [name for name in model["vocab"] if len(name) > 1]
     characters = {name for name in model["vocab"] if len(name) == 1}
     for name, encoding in zip(names, merging.encode_batch(names, add_special_tokens=False), strict=True):
-        two = len(encoding.ids) == 2
-        if two or (len(encoding.ids) > 1 and not characters.issuperset(name)):
+        further_bytes = sum(len(character.encode()) - 1 for character in name if character not in characters)
+        if len(encoding.ids) - further_bytes == 2:
             raise _refusal(f"{name!r} is a token that its merges do not make", where, _ELSEWHERE)
 
 

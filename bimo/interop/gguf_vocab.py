@@ -1,25 +1,30 @@
 """Tokenizers inside GGUF files: byte-level BPE ("gpt2") and SentencePiece's BPE ("llama"), to tokenizer.json and back.
 
 A tokenizer that was read gives llama.cpp's ids. One that llama.cpp would run otherwise is refused when writing, not
-approximated, but for two things that it knows of no tokenizer and that ordinary text does not meet; a warning says so:
-it brings no text into NFC, and it holds some names for control tokens whatever the file says.
+approximated, but for what llama.cpp does with every tokenizer and ordinary text does not meet; a warning says so: it
+brings no text into NFC, takes some names for control tokens whatever the file says, and never the letter ſ for an s.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from bimo.core.errors import UserError
 from bimo.interop import pretokenizers
-from bimo.interop.gguf_pieces import CONTROL, NORMAL, UNKNOWN, UNUSED, USER, read_pieces, written_pieces
+from bimo.interop.gguf_pieces import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER, read_pieces, written_pieces
 from bimo.tokenizer import Tokenizer
 from bimo.tokenizer.pieces import partition
 from bimo.tokenizer.special import ENDS, SpecialTokens
 
 _KEY = "tokenizer.ggml."
+_MOST_CUTS = 2**27  # characters; 260,000 tokens of Gemma have a tenth of that
+_MOST_TRIED = 2000  # texts in which added tokens overlap; runs of spaces and line breaks make some 200 in Gemma
 _AGAIN = "Download or export the file again."
+_KEEP = ("<unk>", "<s>", "<|endoftext|>")
+_ELSEWHERE = "Export a Hugging Face folder instead."
 _TAKEN_FOR_CONTROL = frozenset(
     (
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
@@ -47,24 +52,28 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         raise UserError(f"a tokenizer of kind {kind!r} is not supported", where=where, mend="Known: gpt2, llama.")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not tokens:
         raise UserError(f"{_KEY}tokens is no list of texts", where=where, mend=_AGAIN)
+    tokens = [name.partition("\0")[0] or f"[EMPTY_{i}]" for i, name in enumerate(tokens)]  # as llama.cpp reads them
     types = _numbers(metadata, "token_type", tokens, where) or [NORMAL] * len(tokens)
+    if not {*types} <= {*range(BYTE + 1)} or not all(type(kind) is int for kind in types):
+        raise UserError(f"{_KEY}token_type holds what is no type of a token", where=where, mend=_AGAIN)
     types = [CONTROL if name in _TAKEN_FOR_CONTROL else kind for name, kind in zip(tokens, types, strict=True)]
     if len(set(tokens)) != len(tokens):
         tokens, types = _distinct(tokens, types)
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    flags = {"single_word": False, "lstrip": False, "normalized": False}
+    strips = any(name in str(metadata.get("general.name")).lower() for name in ("phi-3", "phi3"))  # llama.cpp's rule
     content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": token, **flags, "special": types[i] != USER}
+            {"id": i, "content": token, **flags, "special": types[i] != USER, "rstrip": strips and token not in _KEEP}
             for i, token in enumerate(tokens)
-            if types[i] in (CONTROL, USER, UNKNOWN) and token
+            if types[i] in (CONTROL, USER, UNKNOWN)
         ],
         "post_processor": None,
         **(_byte_level if kind == "gpt2" else _sentence_piece)(metadata, tokens, types, where),
     }
-    return Tokenizer(content, where=where, special=_special(metadata, tokens))
+    return Tokenizer(content, where=where, special=_special(metadata, tokens, where))
 
 
 def write_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
@@ -82,6 +91,12 @@ def write_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     vocab = content["model"]["vocab"] if content["model"].get("type", "BPE") == "BPE" else {}
     names = {i: name for name, i in vocab.items()} | {token["id"]: name for name, token in added.items()}
     tokens = [names.get(i, f"[PAD{i}]") for i in range(vocab_size)]
+    if any("\0" in name or not name for name in tokens):
+        raise UserError(
+            "a token is empty or holds a NUL character, which llama.cpp cannot read",
+            where=where,
+            mend=_ELSEWHERE,
+        )
     _check_added(content, where)
 
     def kind(i: int, token: str) -> int:
@@ -109,11 +124,7 @@ def _written_merges(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise _unknown_cut(where)
     joined = pretokenizers.joins_long_s(cut, model["vocab"])
     if joined:
-        raise UserError(
-            f"llama.cpp would cut texts with 'ſ otherwise than this tokenizer, which has the token {joined!r}",
-            where=where,
-            mend="Export a Hugging Face folder instead.",
-        )
+        _warn("llama.cpp does not take the letter ſ for an s after an apostrophe: there 'ſ may get other ids", where)
     if steps:
         _warn("llama.cpp does not bring text into NFC as this tokenizer does: other text gets other ids there", where)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -132,8 +143,11 @@ def _check_added(content: Mapping[str, Any], where: str) -> None:
         raise UserError(
             f"llama.cpp would look for the added token {odd!r} in another way than this tokenizer",
             where=where,
-            mend="Export a Hugging Face folder instead.",
+            mend=_ELSEWHERE,
         )
+    stripping = [t["content"] for t in content.get("added_tokens") or [] if t.get("lstrip") or t.get("rstrip")]
+    if stripping:
+        _warn(f"llama.cpp keeps the spaces beside {', '.join(stripping)}: conversations may get other ids there", where)
     taken = sorted(token["content"] for token in added if token["content"] in _TAKEN_FOR_CONTROL)
     if taken:
         _warn(
@@ -144,6 +158,8 @@ def _check_added(content: Mapping[str, Any], where: str) -> None:
 
 def _overlapping(names: list[str]) -> str | None:
     """A token that may stand half inside another one, where llama.cpp takes the longer and others the first."""
+    if sum(len(name) ** 2 for name in names) > _MOST_CUTS:
+        return names[0]  # too much to try; no tokenizer that is published has so much
     begun: dict[str, list[str]] = {}
     for name in names:
         for length in range(1, len(name)):
@@ -157,9 +173,11 @@ def _overlapping(names: list[str]) -> str | None:
                 if other == name or text in tried:
                     continue
                 tried.add(text)
+                if len(tried) > _MOST_TRIED:
+                    return other
                 inside = {text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1)} & ids.keys()
                 longest_first = sorted(inside, key=lambda name: len(name.encode()), reverse=True)
-                as_there = partition(text, [(name, ids[name]) for name in longest_first])
+                as_there = partition(text, [(name, ids[name], False) for name in longest_first])
                 if len(name.encode()) == len(other.encode()) or as_there != _first_come(text, ids):
                     return other
     return None
@@ -180,8 +198,7 @@ def _first_come(text: str, ids: Mapping[str, int]) -> list[str | int]:
 
 
 def _unknown_cut(where: str) -> UserError:
-    mend = "Export a Hugging Face folder instead."
-    return UserError("llama.cpp does not know how this tokenizer cuts a text", where=where, mend=mend)
+    return UserError("llama.cpp does not know how this tokenizer cuts a text", where=where, mend=_ELSEWHERE)
 
 
 def _warn(what: str, where: str) -> None:
@@ -198,9 +215,13 @@ def _roles(tokenizer: Tokenizer) -> dict[str, Any]:
     special = tokenizer.special
     ids = {name: i for i, name in enumerate_names(tokenizer)}
     turn = next((name for name in (*special.ends, *ENDS) if name in ids and name != special.end), "")
-    roles = {"bos": special.begin, "eos": special.end, "padding": special.pad, "eot": turn}
+    prefix = tokenizer.prefix_ids
+    begin = next((name for i, name in enumerate_names(tokenizer) if prefix == [i]), special.begin)
+    if prefix and [ids.get(begin)] != prefix:
+        raise UserError("texts begin with more than one token", where=tokenizer.where, mend=_ELSEWHERE)
+    roles = {"bos": begin, "eos": special.end, "padding": special.pad, "eot": turn}
     found = {f"{role}_token_id": ids[name] for role, name in roles.items() if name in ids}
-    return {**found, "add_bos_token": bool(tokenizer.prefix_ids), "add_eos_token": False}
+    return {**found, "add_bos_token": bool(prefix), "add_eos_token": False}
 
 
 def enumerate_names(tokenizer: Tokenizer) -> list[tuple[int, str]]:
@@ -219,6 +240,13 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     if known is None:
         names = ", ".join(known.names[0] for known in pretokenizers.KNOWN)
         raise UserError(f"the pre-tokenizer {name!r} is not supported", where=where, mend=f"Known: {names}.")
+    overlapping = _overlapping(_ordinary(tokens, types))
+    if overlapping is not None:
+        raise UserError(
+            f"the added token {overlapping!r:.60} overlaps with another one, which is not supported",
+            where=where,
+            mend="Mark one of them as a control token.",
+        )
     merges = metadata.get(f"{_KEY}merges")
     if not isinstance(merges, list) or not all(isinstance(m, str) and m.find(" ", 1) > 0 for m in merges):
         raise UserError(f"{_KEY}merges is no list of pairs", where=where, mend=_AGAIN)
@@ -245,26 +273,53 @@ def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str], types: list[
     scores = _numbers(metadata, "scores", tokens, where)
     if scores is None:
         raise UserError(f"{_KEY}scores is missing", where=where, mend=_AGAIN)
-    return read_pieces(tokens, types, scores, prefix=bool(metadata.get(f"{_KEY}add_space_prefix", True)))
+    if not all(type(score) in (int, float) and math.isfinite(score) for score in scores):
+        raise UserError(f"{_KEY}scores holds what is no finite number", where=where, mend=_AGAIN)
+    if sum(len(token) ** 2 for token in tokens) > _MOST_CUTS:  # each is cut in two at every place
+        raise UserError(f"{_KEY}tokens holds tokens that are too long", where=where, mend=_AGAIN)
+    prefix = _truth(metadata, f"{_KEY}add_space_prefix", True, where)
+    overlap = _overlapping(_ordinary(tokens, types)) is not None
+    return read_pieces(tokens, types, scores, prefix=prefix, overlap=overlap)
 
 
-def _special(metadata: Mapping[str, Any], tokens: list[str]) -> SpecialTokens:
+def _ordinary(tokens: list[str], types: list[int]) -> list[str]:
+    return [token for token, kind in zip(tokens, types, strict=True) if kind == USER]
+
+
+def _special(metadata: Mapping[str, Any], tokens: list[str], where: str) -> SpecialTokens:
     def name(role: str) -> str:
-        i = metadata.get(f"{_KEY}{role}_token_id")
-        return tokens[i] if isinstance(i, int) and 0 <= i < len(tokens) else ""
+        key = f"{_KEY}{role}_token_id"
+        i = metadata.get(key)
+        if i is None:
+            return ""
+        if type(i) is int and 0 <= i < len(tokens):
+            return tokens[i]
+        if type(i) is int and role == "padding":  # as published files have it, and llama.cpp passes over it
+            _warn(f"{key} is {i}, which is no id of this tokenizer: there is no such token", where)
+            return ""
+        raise UserError(f"{key} is {i!r:.50}, which is no id of its {len(tokens)} tokens", where=where, mend=_AGAIN)
 
     known = pretokenizers.named(metadata.get(f"{_KEY}pre", "default"))
     usual = metadata.get(f"{_KEY}model") == "llama" or (known is not None and known.add_begin)
-    add_begin = metadata.get(f"{_KEY}add_bos_token", usual)
-    template = metadata.get("tokenizer.chat_template")
+    add_begin = _truth(metadata, f"{_KEY}add_bos_token", usual, where)
+    template = metadata.get("tokenizer.chat_template", "")
+    if not isinstance(template, str):
+        raise UserError("tokenizer.chat_template is no text", where=where, mend=_AGAIN)
     return SpecialTokens(
         begin=name("bos"),
         end=name("eos"),
         pad=name("padding"),
         ends=tuple(filter(None, (name("eot"), name("eom")))),
-        add_begin=bool(add_begin) and bool(name("bos")),
-        template=template if isinstance(template, str) else "",
+        add_begin=add_begin and bool(name("bos")),
+        template=template,
     )
+
+
+def _truth(metadata: Mapping[str, Any], key: str, usual: bool, where: str) -> bool:
+    value = metadata.get(key, usual)
+    if not isinstance(value, bool):
+        raise UserError(f"{key} is {value!r:.50}, neither true nor false", where=where, mend=_AGAIN)
+    return value
 
 
 def _numbers(metadata: Mapping[str, Any], key: str, tokens: list[str], where: str) -> list[Any] | None:

@@ -7,7 +7,7 @@ model that belongs to no family is written as model_type "bimo": bimo reads it, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,21 @@ from torch import Tensor, nn
 
 from bimo.core.config import ModelSpec
 from bimo.core.errors import UserError
+from bimo.core.json_files import read_json
 from bimo.interop.families import FAMILIES, family_of, read_config
 from bimo.interop.tensors import PLAIN, TensorNames
 from bimo.model.gpt import GPT
 from bimo.model.packed import plain
 from bimo.tokenizer import Tokenizer
 
+MOST_LAYERS = 512
+"""More than any model has; a layer costs time before its tensors are looked at."""
+
 _AGAIN = "Copy the model's folder again."
-_LONGEST_HEADER = 32 * 2**20  # bytes; a model of a thousand layers needs less than 2 MB
+_LONGEST_HEADER = 2**24  # bytes; a model of a thousand layers needs less than 2 MB
+_LONGEST_INDEX = 2**24
+_MOST_TENSORS, _MOST_VALUES = 2**17, 2**17
+_LONGEST_CONTEXT, _LARGEST_HEAD, _LARGEST_NUMBER = 2**32, 2**16, 1e30
 _NO_WEIGHTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -62,12 +69,10 @@ def load_model(folder: Path) -> GPT:
     """
     where = str(folder / "config.json")
     config = read_json(folder / "config.json")
-    spec = read_config(config, where)
+    spec = _spec(config, where)
     family = next((f for f in FAMILIES if f.model_type == config.get("model_type")), PLAIN)
     weights = Weights(folder, family.prefix)
-    if spec.n_layers > len(weights.names):
-        raise UserError(f"{spec.n_layers} layers, but only {len(weights.names)} tensors", where=where, mend=_AGAIN)
-    model = empty_model(spec)
+    model = empty_model(spec, where, n_tensors=len(weights.names), n_numbers=weights.n_bytes)
     fill(model, TensorNames(family, spec, {n: p.shape for n, p in model.named_parameters()}), weights)
     return model.eval()
 
@@ -75,6 +80,7 @@ def load_model(folder: Path) -> GPT:
 def config_of(spec: ModelSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The config.json of a spec; its own form is kept under "bimo", which others ignore."""
     family = family_of(spec)
+    pad = spec.padding_id if spec.padding_id >= 0 else tokenizer.pad_id if tokenizer else None
     words = family.write(spec) if family else {"architectures": [PLAIN.architecture], "model_type": "bimo"}
     return {
         **words,
@@ -83,7 +89,7 @@ def config_of(spec: ModelSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
         "use_cache": True,
         "bos_token_id": tokenizer.begin_id if tokenizer else None,
         "eos_token_id": tokenizer.end_id if tokenizer else None,
-        "pad_token_id": tokenizer.pad_id if tokenizer else None,
+        "pad_token_id": pad,
         "bimo": spec.to_dict(),
     }
 
@@ -99,9 +105,9 @@ class Weights:
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder = folder
         index = folder / "model.safetensors.index.json"
-        if index.exists():
+        if os.path.lexists(index):
             files = _shards(index)
-        elif (folder / "model.safetensors").exists():
+        elif (folder / "model.safetensors").is_file():
             files = ["model.safetensors"]
         else:
             raise UserError(
@@ -111,11 +117,21 @@ class Weights:
         for path in (folder / name for name in files):
             file = _opened(path)
             for name in file.keys():  # noqa: SIM118  # not a dictionary
+                if name in self._homes:
+                    raise UserError(f"tensor {name!r} stands in two files", where=str(path), mend=_AGAIN)
                 self._homes[name] = (file, name, path)
         if prefix and not any(name.startswith(prefix) for name in self._homes):
             heads = ("lm_head", "embed_out")
             self._homes = {n if n.startswith(heads) else prefix + n: home for n, home in self._homes.items()}
         self.names = self._homes.keys()
+        self.n_bytes = sum((folder / name).stat().st_size for name in files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; () when it is missing."""
+        if name not in self._homes:
+            return ()
+        file, inner, _ = self._homes[name]
+        return tuple(file.get_slice(inner).get_shape())
 
     def get(self, name: str) -> Tensor:
         """A tensor in its own dtype, mapped from the file where possible."""
@@ -131,13 +147,60 @@ class Weights:
         return tensor
 
 
-def empty_model(spec: ModelSpec) -> GPT:
-    """A GPT without memory for its weights, which `fill` brings; buffers are real."""
-    with torch.device("meta"):
-        model = GPT(spec)
-    if any(buffer.is_meta for buffer in model.buffers()):  # of a module of the user
-        return GPT(spec)
-    return model
+def empty_model(spec: ModelSpec, where: str, *, n_tensors: int, n_numbers: int) -> GPT:
+    """A GPT without memory for its weights, which `fill` brings; buffers are real.
+
+    Args:
+        spec: The model.
+        where: What to name in errors.
+        n_tensors: Tensors that its files hold.
+        n_numbers: Numbers that they hold at most.
+
+    Raises:
+        UserError: The files cannot hold such a model, or there is none.
+    """
+    problem = _too_large(spec, n_tensors, n_numbers) or _not_finite(spec)
+    if problem:
+        raise UserError(problem, where=where, mend=_AGAIN)
+    try:
+        with torch.device("meta"):
+            model = GPT(spec)
+        if any(buffer.is_meta for buffer in model.buffers()):  # of a module of the user
+            return GPT(spec)
+        return model
+    except (RuntimeError, ArithmeticError, ValueError) as error:  # of torch, or of numbers that go with no others
+        raise UserError(f"there is no such model ({error})", where=where, mend=_AGAIN) from error
+
+
+def _too_large(spec: ModelSpec, n_tensors: int, n_numbers: int) -> str:
+    """What of a spec cannot be in files of that size; '' when all can. Nothing may be made of it before."""
+    if spec.n_layers > min(n_tensors, MOST_LAYERS):
+        return f"it asks for {spec.n_layers} layers, but there are {n_tensors} tensors"
+    if spec.context_length > _LONGEST_CONTEXT:
+        return f"it asks for a context of {spec.context_length} tokens"
+    if spec.head_dim > _LARGEST_HEAD:
+        return f"it asks for heads of {spec.head_dim} numbers"
+    sizes = {
+        "embeddings": spec.vocab_size * spec.d_model,
+        "heads": spec.n_heads * spec.head_dim,
+        "a feed-forward part": spec.d_ff if not all(spec.sparse(layer) for layer in range(spec.n_layers)) else 0,
+        "experts": spec.n_experts * spec.d_expert,
+    }
+    part = next((part for part, size in sizes.items() if size > n_numbers), "")
+    return f"it asks for {part} of {sizes[part]} numbers, more than its files hold" if part else ""
+
+
+def _not_finite(spec: ModelSpec) -> str:
+    """A number of a spec that is not one to compute with; '' when all are."""
+    scaling = spec.rope_scaling.to_dict()
+    factors = {f"rope_scaling.{name}": scaling.pop(name) for name in ("short_factors", "long_factors")}
+    lists = {name: [value] for name, value in {**spec.to_dict(), **scaling}.items()} | factors
+    for name, numbers in lists.items():
+        for number in numbers:
+            if isinstance(number, (int, float)) and not abs(number) < _LARGEST_NUMBER:
+                return f"{name} is {number!r:.50}"
+    bad = next((name for name, numbers in factors.items() if any(number <= 0 for number in numbers)), "")
+    return f"{bad} must be positive" if bad else ""
 
 
 def fill(model: GPT, names: TensorNames, weights: Weights) -> None:
@@ -148,25 +211,38 @@ def fill(model: GPT, names: TensorNames, weights: Weights) -> None:
         used.add(name)
         return weights.get(name)
 
+    where = str(weights.folder)
     for name, parameter in list(model.named_parameters()):
-        tensor = names.read(name, get)
-        if tensor.shape != parameter.shape:
-            raise UserError(
-                f"tensor {names.theirs(name)!r} is {tuple(tensor.shape)}, the model has {tuple(parameter.shape)}",
-                where=str(weights.folder),
-                mend=_AGAIN,
-            )
-        assign(model, name, tensor.float().contiguous())
+        theirs = names.theirs(name)
+        _check_experts(name, parameter, names, weights)
+        try:
+            tensor = names.read(name, get)
+            if tensor.shape != parameter.shape:
+                found, wanted = tuple(tensor.shape), tuple(parameter.shape)
+                raise UserError(f"tensor {theirs!r} is {found}, the model has {wanted}", where=where, mend=_AGAIN)
+            assign(model, name, tensor.float().contiguous())
+        except RuntimeError as error:  # of torch: numbers that it does not convert
+            raise UserError(f"tensor {theirs!r} cannot be used ({error})", where=where, mend=_AGAIN) from error
     if model.spec.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
         used.add(names.theirs("lm_head.weight"))
     left = sorted(name for name in weights.names - used if not name.endswith(_NO_WEIGHTS))
     if left:
         raise UserError(
-            f"tensor {left[0]!r} is in the file, the model has no tensor of that name",
-            where=str(weights.folder),
-            mend=_AGAIN,
+            f"tensor {left[0]!r} is in the file, the model has no tensor of that name", where=where, mend=_AGAIN
         )
+
+
+def _check_experts(name: str, parameter: Tensor, names: TensorNames, weights: Weights) -> None:
+    """Experts are put together out of tensors of their own: that they fit must be known before."""
+    if "*" not in names.theirs(name):
+        return
+    n_experts, *shape = parameter.shape
+    found = names.sources(name) if n_experts <= len(weights.names) else [names.theirs(name)]
+    odd = next((source for source in found if list(weights.shape(source)) != shape), None)
+    if odd is not None:
+        what = f"is {weights.shape(odd)}, the model has {tuple(shape)}" if odd in weights.names else "is missing"
+        raise UserError(f"tensor {odd!r} {what}", where=str(weights.folder), mend=_AGAIN)
 
 
 def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -175,26 +251,22 @@ def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object out of a file.
-
-    Raises:
-        UserError: There is none.
-    """
+def _spec(config: dict[str, Any], where: str) -> ModelSpec:
+    """The spec of a config.json, whatever is wrong with it."""
+    layers = next((config[key] for key in ("num_hidden_layers", "n_layer") if key in config), 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:  # lists of that length would be made
+        raise UserError(f"it asks for {layers!r:.50} layers", where=where, mend=_AGAIN)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path), mend="Name a run or a model folder.") from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"not JSON ({error})", where=str(path), mend=_AGAIN) from error
-    if not isinstance(content, dict):
-        raise UserError("not a JSON object", where=str(path), mend=_AGAIN)
-    return content
+        return read_config(config, where)
+    except UserError as error:
+        raise error if error.where == where else UserError(error.what, where=where, mend=error.mend) from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
+        raise UserError(f"a field has a wrong value ({error})", where=where, mend=_AGAIN) from error
 
 
 def _shards(index: Path) -> list[str]:
     """File names of a sharded checkpoint; only files right in the folder are opened."""
-    places = read_json(index).get("weight_map")
+    places = read_json(index, _LONGEST_INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise UserError("weight_map is no table of file names", where=str(index), mend=_AGAIN)
     files = sorted(set(places.values()))
@@ -211,7 +283,18 @@ def _opened(path: Path) -> Any:
             length = int.from_bytes(file.read(8), "little")
             if length > min(_LONGEST_HEADER, path.stat().st_size):
                 raise UserError(f"damaged weights (a header of {length} bytes)", where=str(path), mend=_AGAIN)
-        opened: Callable[..., Any] = safe_open
-        return opened(path, framework="pt")
-    except (SafetensorError, OSError, OverflowError) as error:
+            header = file.read(length)
+        n_entries = header.count(b'"data_offsets"')
+        if n_entries > _MOST_TENSORS or header.count(b",") > 16 * n_entries + _MOST_VALUES:
+            raise UserError(f"damaged weights (the header of {n_entries} tensors)", where=str(path), mend=_AGAIN)
+        json.loads(header.decode(), object_pairs_hook=_once)  # of names that stand twice, the library takes the last
+        opened: Any = safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
+        return opened
+    except (SafetensorError, OSError, OverflowError, ValueError, RecursionError) as error:
         raise UserError(f"damaged weights ({error})", where=str(path), mend=_AGAIN) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse a JSON object in which a name stands twice; nothing of it is kept."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name stands twice")

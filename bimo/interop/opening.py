@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LONGEST_CLAUSE = 400  # characters
 _NEEDED = ("*.json", "*.safetensors", "*.jinja")
 
 
@@ -21,7 +23,13 @@ def find_model(name: str | Path) -> Path:
     Raises:
         UserError: There is nothing; it says what was looked for.
     """
-    path = Path(name)
+    try:
+        return _found(name, Path(name))
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise UserError(f"cannot be opened ({error})", where=str(name)[:300], mend="Check the name.") from error
+
+
+def _found(name: str | Path, path: Path) -> Path:
     if path.suffix == ".gguf" and not path.is_dir():
         if not path.is_file():
             raise UserError("no such file", where=str(path), mend="Give a .gguf file, a run or a model folder.")
@@ -41,12 +49,33 @@ def open_model(path: Path) -> tuple[GPT, Tokenizer | None]:
     """The model and tokenizer at a path that `find_model` gave; None when a folder holds no tokenizer.
 
     Raises:
-        UserError: A file is missing, damaged or not supported.
+        UserError: A file is missing, damaged or not supported; it names the file, in few words whatever stands in it.
     """
-    if path.suffix == ".gguf":
+    try:
+        return _opened(path)
+    except UserError as error:
+        where = error.where if str(path) in error.where else str(path)
+        raise UserError(_short(error.what), where=_short(where), mend=error.mend) from error
+
+
+def _short(words: str) -> str:
+    """Words that a file may have a part in, so that they fit one sentence and any terminal."""
+    words = " ".join(words.split()).encode(errors="backslashreplace").decode()
+    return words if len(words) <= _LONGEST_CLAUSE else words[:_LONGEST_CLAUSE] + " …"
+
+
+def _opened(path: Path) -> tuple[GPT, Tokenizer | None]:
+    if path.is_file():
         return load_gguf(path)
-    model = load_model(path)
-    return model, Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
+    model, file = load_model(path), path / "tokenizer.json"
+    if not os.path.lexists(file):
+        return model, None
+    size = model.spec.vocab_size
+    tokenizer = Tokenizer.load(file, vocab_size=size)
+    if tokenizer.vocab_size > size:
+        what = f"the tokenizer has {tokenizer.vocab_size} ids, the model only {size}"
+        raise UserError(what, where=str(file), mend="Use the tokenizer that the model was trained with.")
+    return model, tokenizer
 
 
 def _from_hub(name: str) -> Path:

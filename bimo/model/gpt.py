@@ -73,7 +73,8 @@ class GPT(nn.Module):
     def __init__(self, spec: ModelSpec, backend: str = "sdpa") -> None:
         super().__init__()
         self.spec = spec
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model)
+        padding = spec.padding_id if spec.padding_id >= 0 else None
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model, padding_idx=padding)
         self.embed_positions = REGISTRIES["positions"].get(spec.positions)(spec)
         self.dropout = nn.Dropout(spec.dropout)
         self.layers = nn.ModuleList(Block(spec, layer, BACKENDS[backend]) for layer in range(spec.n_layers))

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 SPACE = "▁"
+_SPACES = tuple(" \t\n\v\f\r")
 _LONGEST_KEPT = 64  # characters; longer words seldom come again
 
 
@@ -35,8 +36,8 @@ class ScoredPieces:
         self._scores: dict[str, float] = {piece: -float(model["scores"][i]) for piece, i in self._ids.items()}
         self._bytes: list[int] = [i for i in by_byte if i is not None]
         self._unknown: int | None = vocab.get(model.get("unk_token"))
-        self._ordinary = _longest_first((t["content"], t["id"]) for t in added if not t["special"])
-        self._all = _longest_first((t["content"], t["id"]) for t in added)
+        self._ordinary = _longest_first(token for token in added if not token["special"])
+        self._all = _longest_first(added)
         self._prefix = SPACE if "Prepend" in str(content.get("normalizer")) else ""
         # Where no token holds a space after other characters, none crosses the beginning of a word.
         crossing = any(SPACE in piece.lstrip(SPACE) for piece in self._ids)
@@ -100,27 +101,33 @@ class ScoredPieces:
             unknown = piece not in self._ids
 
 
-def partition(text: str, tokens: Iterable[tuple[str, int]]) -> list[str | int]:
+def partition(text: str, tokens: Iterable[tuple[str, int, bool]]) -> list[str | int]:
     """A text cut at added tokens as llama.cpp does it: token by token, each wherever it stands in what is left.
 
     Args:
         text: The text.
-        tokens: (name, id) in the order in which they are looked for.
+        tokens: (name, id, whether it takes the spaces after it) in the order in which they are looked for.
     """
     parts: list[str | int] = [text] if text else []
-    for name, i in tokens:
-        if name in text:
-            parts = [piece for part in parts for piece in (_around(part, name, i) if isinstance(part, str) else [part])]
+    for token in tokens:
+        if token[0] in text:
+            parts = [piece for part in parts for piece in (_around(part, *token) if isinstance(part, str) else [part])]
     return parts
 
 
-def _around(text: str, name: str, i: int) -> Iterator[str | int]:
-    for number, piece in enumerate(text.split(name)):
-        if number:
-            yield i
-        if piece:
-            yield piece
+def _around(text: str, name: str, i: int, strips: bool) -> Iterator[str | int]:
+    start = 0
+    while (found := text.find(name, start)) >= 0:
+        if found > start:
+            yield text[start:found]
+        yield i
+        start = found + len(name)
+        while strips and text[start : start + 1] in _SPACES:
+            start += 1
+    if start < len(text):
+        yield text[start:]
 
 
-def _longest_first(tokens: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    return sorted((t for t in tokens if t[0]), key=lambda token: len(token[0].encode()), reverse=True)
+def _longest_first(added: Iterable[Mapping[str, Any]]) -> list[tuple[str, int, bool]]:
+    tokens = [(token["content"], token["id"], bool(token.get("rstrip"))) for token in added if token["content"]]
+    return sorted(tokens, key=lambda token: len(token[0].encode()), reverse=True)

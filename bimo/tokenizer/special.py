@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from bimo.core.errors import UserError
+from bimo.core.json_files import read_json
+
+Value = TypeVar("Value")
+_AGAIN = "Copy the model's folder again."
+_LONGEST_TEMPLATE = 2**20  # bytes
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 END_OF_TURN = "<|end_of_turn|>"
 ENDS = (END_OF_TURN, "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>", "<|end|>")
@@ -53,22 +59,19 @@ class SpecialTokens:
             for source in (config, named):
                 value = source.get(f"{role}_token")
                 value = value.get("content") if isinstance(value, dict) else value
-                if isinstance(value, str):
-                    return value
+                if value is not None:
+                    return _checked(value, str, f"{role}_token", folder)
             if f"{role}_token" in config:  # null there says that there is none
                 return ""
-            number = ids.get(f"{role}_token_id")
-            return names.get(number[0] if isinstance(number, list) and number else number, "")  # type: ignore[arg-type]
+            return next((names.get(i, "") for i in _numbers(ids, f"{role}_token_id", folder)), "")
 
-        ends = ids.get("eos_token_id")
-        ends = ends if isinstance(ends, list) else [ends]
         add_begin = config.get("add_bos_token")
         return cls(
             begin=name("bos"),
             end=name("eos"),
             pad=name("pad"),
-            ends=tuple(names[i] for i in ends if i in names),
-            add_begin=add_begin if isinstance(add_begin, bool) else None,
+            ends=tuple(names[i] for i in _numbers(ids, "eos_token_id", folder) if i in names),
+            add_begin=None if add_begin is None else _checked(add_begin, bool, "add_bos_token", folder),
             template=_template(folder, config),
         )
 
@@ -90,19 +93,41 @@ class SpecialTokens:
 def _template(folder: Path, config: dict[str, Any]) -> str:
     """The chat template: a file of its own, or in the configuration, where it may be one of several."""
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace")
-    template = config.get("chat_template") or _read(folder / "chat_template.json").get("chat_template")
+    if os.path.lexists(path):
+        return _read_template(path)
+    template = config.get("chat_template") or _read(folder / "chat_template.json").get("chat_template") or ""
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else ""
+        entries = [_checked(entry, dict, "chat_template", folder) for entry in template]
+        template = next((entry.get("template") for entry in reversed(entries) if entry.get("name") == "default"), "")
+    return _checked(template, str, "chat_template", folder)
+
+
+def _read_template(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise UserError("no such file", where=str(path), mend=_AGAIN)
+        with path.open("rb") as file:
+            data = file.read(_LONGEST_TEMPLATE + 1)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error})", where=str(path), mend=_AGAIN) from error
+    if len(data) > _LONGEST_TEMPLATE:
+        raise UserError(f"longer than a template can be ({_LONGEST_TEMPLATE} bytes)", where=str(path), mend=_AGAIN)
+    return data.decode(errors="replace")
 
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object, {} when there is none: these files are optional."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(path) if os.path.lexists(path) else {}
+
+
+def _numbers(words: dict[str, Any], key: str, folder: Path) -> list[int]:
+    """One or many ids; null means none. They may be beyond the vocabulary, as in many published files."""
+    value = words.get(key)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [_checked(number, int, key, folder) for number in values]
+
+
+def _checked(value: Any, kind: type[Value], key: str, folder: Path) -> Value:
+    if type(value) is not kind:
+        raise UserError(f"{key} beside tokenizer.json is {value!r:.50}", where=str(folder), mend=_AGAIN)
+    return value

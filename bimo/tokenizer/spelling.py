@@ -14,6 +14,7 @@ from typing import Any
 from bimo.tokenizer import bpe
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_MOST_GAPS, _MOST_STEPS = 2**16, 32
 _STEPS = ("ByteLevel", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip")
 
 
@@ -48,9 +49,12 @@ class Spelling:
             model["vocab"] if kind == "BPE" else {piece: i for i, (piece, _) in enumerate(model["vocab"])}
         )
         added = content.get("added_tokens") or []
+        _check(model, vocab, added)
         control = {token["content"]: token["id"] for token in added if token.get("special")}
         table = [b""] * (1 + max([*vocab.values(), *(token["id"] for token in added)]))
         steps = list(_steps(content.get("decoder")))
+        if len(steps) > _MOST_STEPS:
+            raise ValueError(f"a decoder of {len(steps)} steps")
         by_byte = any(step["type"] == "ByteLevel" for step in steps)
         spell = _byte_level if by_byte else _sentence_piece(steps)
         named = {token["content"] for token in added}
@@ -61,6 +65,27 @@ class Spelling:
             text = token["content"].encode() if by_byte else spell(token["content"])
             table[token["id"]] = b"" if token["content"] in control else text
         return cls(table, control, next(filter(None, map(_dropped, steps)), ""))
+
+
+def _check(model: dict[str, Any], vocab: dict[str, int], added: list[dict[str, Any]]) -> None:
+    """Raise ValueError where names, ids and merges do not go together."""
+    ids = dict(vocab)
+    for token in added:
+        name, i = token["content"], token["id"]
+        if not isinstance(name, str) or ids.setdefault(name, i) != i:
+            raise ValueError(f"the added token {name!r:.50} has another id in the vocabulary")
+    most = 2 * len(ids) + _MOST_GAPS  # the table has a place for each
+    odd = next((i for i in ids.values() if type(i) is not int or not 0 <= i < most), None)
+    if odd is not None:
+        raise ValueError(f"{odd!r:.50} is no id")
+    if len({*ids.values()}) < len(ids):
+        raise ValueError("two tokens have the same id")
+    inner = model.get("continuing_subword_prefix") or ""  # of a right part, which the merged token lacks
+    for merge in model.get("merges") or ():
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        whole = left + right[len(inner) :] if right.startswith(inner) else None
+        if left not in vocab or right not in vocab or whole not in vocab:
+            raise ValueError(f"the merge {left!r:.50} {right!r:.50} is of tokens that are not there")
 
 
 def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
@@ -93,7 +118,10 @@ def _sentence_piece(steps: list[dict[str, Any]]) -> Any:
         byte = _BYTE.fullmatch(piece) if by_byte else None
         if byte:
             return bytes([int(byte[1], 16)])
+        longest = 64 + 8 * len(piece)
         for old, new in pairs:
+            if not old or len(piece) + piece.count(old) * len(new) > longest:
+                raise ValueError("a decoder that makes tokens endlessly long")
             piece = piece.replace(old, new)
         return piece.encode()
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from bimo.core.errors import UserError
+from bimo.core.json_files import read_json
 from bimo.tokenizer import bpe, chat
 from bimo.tokenizer.guarding import GuardedTokenizer
 from bimo.tokenizer.incremental import IncrementalDecoder
@@ -25,6 +26,10 @@ from bimo.tokenizer.pieces import ScoredPieces
 from bimo.tokenizer.special import BEGIN, END, END_OF_TURN, ENDS, PAD, SpecialTokens
 from bimo.tokenizer.spelling import Spelling
 from bimo.tokenizer.template import ChatTemplate
+
+Answer = TypeVar("Answer")
+_BYTES, _BYTES_PER_ID = 2**20, 2**9
+"""Of the largest tokenizer.json; Gemma's has 130 for each id."""
 
 CONTROL_TOKENS = (PAD, BEGIN, END, *(f"<|{role}|>" for role in chat.ROLES), END_OF_TURN)
 
@@ -44,9 +49,14 @@ class Tokenizer:
         self.content, self.where = content, where
         try:
             spelling = Spelling.of(content)
-            self._ranks = bpe.ranks_of(content)
+            ranks = bpe.ranks_of(content)
+            # The fast encoder wants a token for each byte, and ids without a gap.
+            whole = (
+                ranks is not None and max(ranks.values()) < len(ranks) and all(bytes([b]) in ranks for b in range(256))
+            )
+            self._ranks = ranks if whole else None
             self._scored = ScoredPieces(content) if "scores" in content["model"] else None
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
             raise UserError(
                 f"not a tokenizer that bimo knows ({type(error).__name__}: {error})",
                 where=where,
@@ -82,21 +92,21 @@ class Tokenizer:
         return cls(json.loads(bpe.to_json(tokens, list(CONTROL_TOKENS))))
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read a `tokenizer.json`, or the one in a folder."""
+    def load(cls, path: str | Path, *, vocab_size: int = 2**18) -> Tokenizer:
+        """Read a `tokenizer.json`, or the one in a folder.
+
+        Args:
+            path: The file or the folder.
+            vocab_size: How many ids the model has; a file that is far too large for them is not read.
+        """
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError("no such file", where=str(path), mend="Name a tokenizer.json or its folder.") from error
-        except (ValueError, OSError) as error:
-            raise UserError(f"cannot be read as JSON ({error})", where=str(path), mend="Copy it again.") from error
-        if not isinstance(content, dict):
-            raise UserError("not a tokenizer.json", where=str(path), mend="Copy it again.")
-        names = {int(token.get("id", -1)): str(token.get("content")) for token in _added(content)}
-        own = BEGIN in names.values() and END_OF_TURN in names.values()
-        return cls(content, where=str(path), special=None if own else SpecialTokens.beside(path, names))
+        content = read_json(path, _BYTES + vocab_size * _BYTES_PER_ID)
+        tokenizer = cls(content, where=str(path))
+        names = {i: name for name, i in tokenizer._ids.items()}
+        if not {BEGIN, END_OF_TURN} <= {*names.values()}:
+            tokenizer.special = SpecialTokens.beside(path, names) or tokenizer.special
+        return tokenizer
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and, for transformers, `tokenizer_config.json`."""
@@ -138,7 +148,7 @@ class Tokenizer:
         if self.special.add_begin is not None:
             return [begin] if self.special.add_begin and begin is not None else []
         probe = "a"
-        whole = self._slow.library.encode(probe, add_special_tokens=True)
+        whole = self._asked(lambda: self._slow.library.encode(probe, add_special_tokens=True))
         return whole.ids[: next((n for n, special in enumerate(whole.special_tokens_mask) if not special), 0)]
 
     @property
@@ -172,14 +182,15 @@ class Tokenizer:
             return self._fast.encode_to_numpy(text, disallowed_special=())
         if self._scored is not None:
             return np.array(self._scored.encode(text), dtype=np.uint32)
-        return np.array(self._slow.encode(text), dtype=np.uint32)
+        return np.array(self._asked(lambda: self._slow.encode(text)), dtype=np.uint32)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         """Ids of many texts, uint32 each, on `threads` threads (0: one per core)."""
         if self._ranks is None and self._scored is None:  # this library brings its own threads
             for text in texts:
                 _check_text(text)
-            encoded = self._slow.library.encode_batch_fast(list(texts), add_special_tokens=False)
+            encode = self._slow.library.encode_batch_fast
+            encoded = self._asked(lambda: encode(list(texts), add_special_tokens=False))
             return [np.array(e.ids, dtype=np.uint32) for e in encoded]
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             return list(pool.map(self.encode_array, texts))
@@ -205,7 +216,7 @@ class Tokenizer:
         _check_text(text)
         if self._scored is not None:
             return self._scored.encode(text, marked=True)
-        return self._marking.encode(text)
+        return self._asked(lambda: self._marking.encode(text))
 
     def decode(self, ids: Iterable[int], *, show_control_tokens: bool = False) -> str:
         """The text of ids. Bytes that form no character become U+FFFD; control tokens are left out unless shown."""
@@ -239,17 +250,23 @@ class Tokenizer:
 
     @cached_property
     def _slow(self) -> GuardedTokenizer:
-        return self._built(marked=False)
+        return self._asked(lambda: GuardedTokenizer(self.content, marked=False))
 
     @cached_property
     def _marking(self) -> GuardedTokenizer:
-        return self._built(marked=True)
+        return self._asked(lambda: GuardedTokenizer(self.content, marked=True))
 
-    def _built(self, *, marked: bool) -> GuardedTokenizer:
+    def _asked(self, question: Callable[[], Answer]) -> Answer:
+        """What `tokenizers` answers. It raises `Exception` itself, or, where it panics, what is not even that."""
         try:
-            return GuardedTokenizer(self.content, marked=marked)
-        except Exception as error:  # the library raises this class itself; the user learns what it said
-            raise UserError(f"not a tokenizer ({error})", where=self.where, mend="Copy the file again.") from error
+            return question()
+        except UserError:
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            short = " ".join(str(error).split())[:300]
+            raise UserError(f"not a tokenizer ({short})", where=self.where, mend="Copy the file again.") from error
 
     @cached_property
     def _template(self) -> ChatTemplate:

@@ -113,6 +113,14 @@ def test_tiny_temperature_is_greedy_and_finite() -> None:
     assert next_token(LOGITS, torch.tensor([0]), params, generator) == 0, "no overflow, the likeliest token"
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_choose_no_token(wrong: float, temperature: float) -> None:
+    logits = torch.tensor([0.0, wrong, 1.0])
+    with pytest.raises(UserError, match="NaN or infinite"):
+        next_token(logits, torch.tensor([0]), SamplingParams(temperature=temperature), torch.Generator())
+
+
 def test_repetition_penalty_by_hand() -> None:
     logits = penalize_repetition(torch.tensor([2.0, -2.0, 1.0]), torch.tensor([0, 1, 1]), 2.0)
     assert logits.tolist() == [1.0, -4.0, 1.0], "positive logits are divided, negative multiplied, once"

@@ -48,7 +48,9 @@ def loaded(found: tokenizers.Tokenizer, folder: Path) -> Tokenizer:
 def check(ours: Tokenizer, theirs: tokenizers.Tokenizer, count: int, seed: int = 0) -> None:
     """Ids and decoded text are the same on so many strings."""
     pieces = [*(ours.decode([i]) for i in range(ours.vocab_size)), *(token.content for token in added_variants())]
-    texts = [text for text in strings(count, seed, pieces) if not any(name in text for name in CONTROL)]
+    texts = strings(count, seed, pieces)
+    if ours.content["model"]["type"] == "Unigram":  # of which the library lets text make control tokens
+        texts = [text for text in texts if not any(name in text for name in CONTROL)]
     expected = [encoded.ids for encoded in theirs.encode_batch_fast(texts, add_special_tokens=False)]
     found = [ours.encode(text) for text in texts]
     assert [t for t, ids, wanted in zip(texts, found, expected, strict=True) if ids != wanted] == [], "other ids"

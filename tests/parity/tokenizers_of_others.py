@@ -31,7 +31,7 @@ DEEPSEEK = (
 )
 CONTROL = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|stop|>"]
 TEXT = [
-    *(script for script in SCRIPTS if "<" not in script),
+    *(script for script in SCRIPTS if "<" not in script and "\0" not in script),
     "the cat sat on the mat and saw an old tree by the water while the dog slept, there's it'll WE'RE " * 20,
     "the cat sat on the mat while the dog slept under an old tree by the water; the cat's name is Tom, isn't it? " * 9,
     "一只猫坐在垫子上，狗睡在老树下的水边。这是什么？我们不知道，他们也不知道。" * 9,
@@ -265,7 +265,11 @@ def write_vocabulary(path: Path, tokens: Sequence[str], types: Sequence[int], **
     writer.add_token_list(list(tokens))
     writer.add_token_types(list(types))
     adders = {"scores": writer.add_token_scores, "merges": writer.add_token_merges, "model": writer.add_tokenizer_model}
-    adders |= {"pre": writer.add_tokenizer_pre, "add_space_prefix": writer.add_add_space_prefix}
+    adders |= {
+        "name": writer.add_name,
+        "pre": writer.add_tokenizer_pre,
+        "add_space_prefix": writer.add_add_space_prefix,
+    }
     adders |= {f"{role}_token_id": getattr(writer, f"add_{role}_token_id") for role in ("bos", "eos", "unk")}
     for key, value in words.items():
         adders[key](value)

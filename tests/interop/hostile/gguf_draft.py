@@ -1,4 +1,4 @@
-"""GGUF files that lie: each is a small sound file with one thing wrong, and the words in which it must be refused."""
+"""A small sound GGUF file in which anything can be changed, and the changes that tests make to it."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ class Draft:
         """The draft of a model's sound file, which is written to `path`."""
         lm.export(path, "Q8_0")
         file = read_gguf(path)
-        start = min(tensor.offset for tensor in file.tensors.values())
-        pieces = [Piece(t.name, [*t.shape[::-1]], t.type, t.offset - start) for t in file.tensors.values()]
-        return cls(dict(file.metadata), pieces, path.read_bytes()[start:])
+        pieces = [Piece(t.name, [*t.shape[::-1]], t.type, t.offset) for t in file.tensors.values()]
+        return cls(dict(file.metadata), pieces, path.read_bytes()[file.start :])
 
     def piece(self, name: str) -> Piece:
         return next(piece for piece in self.pieces if piece.name == name)
@@ -146,6 +145,47 @@ def tensor(which: str, **changes: Any) -> Change:
 def cut(share: float) -> Change:
     """The file ends early: at this share of its header."""
     return lambda draft: draft.bytes()[: int(len(draft.header()) * share)]
+
+
+def both(*changes: Change) -> Change:
+    """One change after the other."""
+
+    def change(draft: Draft) -> None:
+        for one in changes:
+            one(draft)
+
+    return change
+
+
+def more(name: str) -> Change:
+    """One tensor too many, with room of its own."""
+
+    def change(draft: Draft) -> None:
+        draft.pieces.append(Piece(name, [32], 0, len(draft.data)))
+        draft.data += bytes(128)
+
+    return change
+
+
+def renamed(architecture: str) -> Change:
+    """The file says that it holds another architecture."""
+
+    def change(draft: Draft) -> None:
+        old = draft.fields["general.architecture"]
+        draft.fields = {key.replace(f"{old}.", f"{architecture}."): draft.fields[key] for key in draft.fields}
+        draft.fields["general.architecture"] = architecture
+
+    return change
+
+
+def scaling(kind: str, factor: Any) -> Change:
+    """The file stretches rotary positions."""
+
+    def change(draft: Draft) -> None:
+        words = f"{draft.fields['general.architecture']}.rope.scaling."
+        draft.fields |= {f"{words}type": kind, f"{words}factor": factor, f"{words}original_context_length": 32}
+
+    return change
 
 
 def many(count: int, *, twice: bool) -> Change:
