@@ -81,13 +81,15 @@ def compare_tokenizers(ours: Tokenizer, original: Tokenizer, *, exported: bool =
     reference.encode_special_tokens = True
     texts = [*SCRIPTS, *random_texts(count), *vocabulary_texts(original, count)]
     wrong = []
-    for text in texts:
+    for i, text in enumerate(texts):
         # By scores that tie, as in some GGUF files, only llama.cpp and bimo merge.
         scored = "scores" in original.content["model"]
         expected = original.encode(text) if scored else reference.encode(text, add_special_tokens=False).ids
         ids = ours.encode(text)
         back = ours.decode(ids)
-        in_front = _streamed(ours, ids).removesuffix(back)  # a stream keeps the space that decoding drops
+        in_front = ""
+        if i < len(SCRIPTS) or i % 3 == 0:  # one id after the other takes most of the time
+            in_front = _streamed(ours, ids).removesuffix(back)  # a stream keeps the space that decoding drops
         if ids != expected or back != original.decode(expected) or in_front.strip(" "):
             wrong.append(text)
     note = f"{wrong[0]!r} gives other ids or comes back differently" if wrong else f"{len(texts)} texts are the same"

@@ -74,7 +74,9 @@ class GPT(nn.Module):
         super().__init__()
         self.spec = spec
         padding = spec.padding_id if spec.padding_id >= 0 else None
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model, padding_idx=padding)
+        # Drawn below; torch's own draw of a model that waits for its weights would import its compiler.
+        blank = torch.empty(spec.vocab_size, spec.d_model)
+        self.embed_tokens = nn.Embedding.from_pretrained(blank, freeze=False, padding_idx=padding)
         self.embed_positions = REGISTRIES["positions"].get(spec.positions)(spec)
         self.dropout = nn.Dropout(spec.dropout)
         self.layers = nn.ModuleList(Block(spec, layer, BACKENDS[backend]) for layer in range(spec.n_layers))
