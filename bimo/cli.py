@@ -146,6 +146,8 @@ def chat(arguments: list[str]) -> int:
             line = input("you> " if sys.stdin.isatty() else "")
         except EOFError:
             return 0
+        except UnicodeDecodeError as error:
+            raise UserError(f"the input is not UTF-8 ({error})", where="standard input", mend="Convert it.") from error
         if not line.strip():
             return 0
         messages.append({"role": "user", "content": line})
@@ -170,13 +172,15 @@ def verify(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="Of the random text that the models read.")
     options = parser.parse_args(arguments)
     lm = _load(options)
+    output = Path(options.output or Path("verify") / Path(options.model).name)
+    from bimo.evaluation.certificate import check_output
     from bimo.evaluation.verify import verify as run
 
+    check_output(output)
     print(f"verifying {options.model}: {lm.model.n_parameters():,} parameters", flush=True)
     certificate = run(
         lm, references=options.references, formats=options.exports, seed=options.seed, on_finding=_print_now
     )
-    output = Path(options.output or Path("verify") / Path(options.model).name)
     certificate.save(output)
     print(f"\n{certificate.verdict}\nThe page: {output / 'certificate.html'}  The data: {output / 'certificate.json'}")
     return 0 if certificate.ok else 1
@@ -198,7 +202,7 @@ def export(arguments: list[str]) -> int:
     format = options.format or format_by_name(Path(options.output))
     output = lm.export(options.output, format, dtype=options.dtype)
     size = sum(file.stat().st_size for file in ([output] if output.is_file() else output.iterdir()))
-    inside = formats_in(output) if output.suffix == ".gguf" else {}
+    inside = formats_in(output) if output.is_file() and output.suffix == ".gguf" else {}
     tensors = ", ".join(f"{count} {name}" for name, count in inside.items())
     print(f"wrote {output}: {size / 1e6:.1f} MB" + (f"; tensors: {tensors}" if tensors else ""))
     tokenizer = lm.tokenizer if lm.has_tokenizer else None

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from bimo.core.artifacts import write_folder
 from bimo.core.batch import Batch
 from bimo.core.config import ModelSpec, TrainingSettings
 from bimo.core.errors import UserError
 from bimo.engine import Engine, SamplingParams
-from bimo.interop import export, find_model, format_by_name, open_model, save_model
+from bimo.interop import export, find_model, format_by_name, open_model
 from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Trainer
@@ -129,12 +128,7 @@ class LM:
 
     def save(self, folder: str | Path) -> Path:
         """Write the model's folder: weights, configuration, tokenizer; it opens in transformers as it lies."""
-        folder = Path(folder)
-        with write_folder(folder) as target:
-            save_model(target, self.model, self._tokenizer)
-            if self._tokenizer is not None:
-                self._tokenizer.save(target)
-        return folder
+        return export(self.model, self._tokenizer, Path(folder), "hf")
 
     def export(self, output: str | Path, format: str = "", *, dtype: str = "float32") -> Path:
         """Write the model for other tools.
@@ -149,7 +143,7 @@ class LM:
             UserError: The format cannot hold this model; it says why.
         """
         output = Path(output)
-        return export(self.model, self._tokenizer, output, format or format_by_name(output), dtype)
+        return export(self.model, self._tokenizer, output, format or format_by_name(output), dtype, source=self.source)
 
     def _rows(self, inputs: Any, targets: Any) -> Iterator[tuple[list[int], int]]:
         """Ids of each row, one more than the model reads, and how many of them at the start are not trained."""
@@ -205,7 +199,7 @@ def load(name: str | Path) -> LM:
         raise UserError(f"a path must be text, is {type(name).__name__}", mend="For example bimo.load('runs/demo').")
     path = find_model(name)
     model, tokenizer = open_model(path)
-    return LM(model, tokenizer, source=path)
+    return LM(model, tokenizer, source=path.absolute())
 
 
 def new(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int = 0) -> LM:

@@ -157,11 +157,25 @@ class RunDirectory:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Only what was written here before, or nothing, may be replaced: never a file or a folder of the user's."""
-    if not path.exists() or (path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir()))):
+    """Only a folder that was sealed here may be replaced, and only with nothing in it that its seal does not name."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    what = "this folder holds other things" if path.is_dir() else "this is a file, not a folder"
+    what = "this is a file, not a folder"
+    if path.is_dir():
+        what = "this folder holds other things"
+        if (path / "run.yaml").exists():
+            what = "this is a run, with its tokens and checkpoints"
+        elif {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} <= _sealed(path):
+            return
     raise UserError(f"{what}, which would be lost", where=str(path), mend="Choose a new name.")
+
+
+def _sealed(folder: Path) -> set[str]:
+    """The files that a folder's manifest names, and the manifest; empty when there is none."""
+    try:
+        return {MANIFEST, *json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

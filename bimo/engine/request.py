@@ -38,8 +38,10 @@ class SamplingParams(Settings):
             found.append(f"top_p must lie in 0 … 1 and not be 0, is {self.top_p}")
         if not 0 <= self.min_p <= 1:
             found.append(f"min_p must lie in 0 … 1, is {self.min_p}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            found.append(f"repetition_penalty must be positive, is {self.repetition_penalty}")
+        if not 1e-3 <= self.repetition_penalty <= 1e3:
+            found.append(f"repetition_penalty must lie in 0.001 … 1000, is {self.repetition_penalty}")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            found.append(f"seed must have at most 64 bits, is {self.seed}")
         if any(not text for text in self.stop):
             found.append("stop must not hold an empty text")
         return found

@@ -34,8 +34,8 @@ def next_token(logits: Tensor, seen: Tensor, params: SamplingParams, generator: 
 
 def distribution(logits: Tensor, params: SamplingParams) -> Tensor:
     """Probabilities that a token is drawn from, (V,): temperature, then top-k, top-p and min-p on what is left."""
-    # Subtracting the largest first keeps a tiny temperature from overflowing.
-    logits = (logits - logits.max()) / params.temperature
+    # Subtracting the largest first keeps a tiny temperature from overflowing; below that, 0 / 0 would come.
+    logits = (logits - logits.max()) / max(params.temperature, 1e-30)
     if 0 < params.top_k < logits.numel():
         kth = logits.topk(params.top_k).values[-1]
         logits = logits.masked_fill(logits < kth, float("-inf"))

@@ -8,6 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bimo.core.artifacts import write_text
+from bimo.core.errors import UserError
+
+_REFERENCES = ("NumPy", "transformers", "llama.cpp")
+"""How the names of those begin that share no code with the model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
@@ -120,6 +126,11 @@ class Certificate:
         return [finding for finding in self.findings if not finding.left_out]
 
     @property
+    def with_a_reference(self) -> bool:
+        """Whether somebody else computed the same; all other comparisons are with the model and its own files."""
+        return any(finding.reference.startswith(_REFERENCES) for finding in self.made)
+
+    @property
     def worst(self) -> Finding:
         """The first comparison that failed, or else the one that came nearest to failing."""
         failed = next((finding for finding in self.made if not finding.ok), None)
@@ -137,20 +148,24 @@ class Certificate:
         if self.ok:
             left_out = len(self.findings) - len(self.made)
             others = f", {left_out} left out" if left_out else ""
-            return (
-                f"VERIFIED: {len(self.made)} comparisons hold{others}; the nearest to its limit: {how} at {worst.place}"
-            )
+            holds = f"{len(self.made)} comparisons hold{others}"
+            if not self.with_a_reference:
+                return f"EQUAL TO ITSELF: {holds}, but nothing was compared with a reference, so nothing is proven"
+            return f"VERIFIED: {holds}; the nearest to its limit: {how} at {worst.place}"
         bad = sum(not finding.ok for finding in self.made)
         return f"NOT EQUAL: {bad} of {len(self.made)} comparisons fail; first {how} at {worst.place}"
 
     def save(self, folder: Path) -> None:
-        """Write certificate.json and certificate.html into a folder, which is made."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write certificate.json and certificate.html into a folder, which is made; each is whole or not there.
+
+        Raises:
+            UserError: The folder cannot be written to.
+        """
         findings = [{**asdict(f), "layer": f.layer, "ok": f.ok} for f in self.findings]
         content = {"verdict": self.verdict, "ok": self.ok, **asdict(self), "findings": findings}
         text = json.dumps(_finite(content), indent=2, ensure_ascii=False)
-        (folder / "certificate.json").write_text(text, encoding="utf-8")
-        (folder / "certificate.html").write_text(self._page(), encoding="utf-8")
+        _write(folder / "certificate.json", text)
+        _write(folder / "certificate.html", self._page())
 
     def _page(self) -> str:
         rows = "".join(
@@ -177,6 +192,25 @@ class Certificate:
             hashes=hashes,
             spec=_text(json.dumps(self.spec, indent=2)),
         )
+
+
+def check_output(folder: Path) -> None:
+    """Make the folder of a certificate and write a file into it, before the work of minutes is done in vain.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    probe = folder / ".certificate.probe"
+    _write(probe, "")
+    probe.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """As `write_text`; a name that no file can have is the user's to mend, too."""
+    try:
+        write_text(path, text)
+    except ValueError as error:  # a zero byte, half of a surrogate pair
+        raise UserError(f"no name of a file ({error})", where=repr(str(path)), mend="Choose another name.") from error
 
 
 def _text(value: str) -> str:

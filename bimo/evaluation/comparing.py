@@ -12,6 +12,11 @@ from bimo.evaluation.certificate import Finding, Tolerance
 
 _EXACT = "nothing is computed, so nothing rounds"
 TOLERANCES = {
+    "files": Tolerance(
+        0.0,
+        "files that are missing or have other bytes than the manifest says",
+        "a changed file can hold a sound model that is not the one that was trained: only its sha256 tells",
+    ),
     "choices": Tolerance(0.0, "fields of the shape that differ", _EXACT),
     "weights": Tolerance(0.0, "largest |a - b| of a tensor", _EXACT),
     "tokens": Tolerance(0.0, "texts that give other ids or come back differently", "ids are whole numbers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from bimo.core.errors import UserError, require
 from bimo.evaluation.certificate import Finding
@@ -24,6 +26,33 @@ from bimo.tokenizer import Tokenizer
 
 LIMITS = {"hf": 0.0, "F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 200, "Q4_0": 1 / 7, "Q4_K": 1 / 7}
 FORMATS = (*LIMITS, "onnx")
+_DISK = (OSError, SafetensorError)  # safetensors has a class of its own for a disk that is full
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    with writing():
+        temporary = tempfile.TemporaryDirectory()
+    with temporary as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """While temporary files are written: what the disk refuses becomes one sentence, see `is_of_disk`."""
+    try:
+        yield
+    except _DISK as error:
+        short = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(
+            f"temporary files cannot be written ({short})", mend="Free space, or set TMPDIR to a folder that has some."
+        ) from error
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Whether it says that a file could not be written, and nothing about the model."""
+    return isinstance(error, UserError) and isinstance(error.__cause__, _DISK)
 
 
 def compare_exports(
@@ -36,14 +65,20 @@ def compare_exports(
         tokenizer: Its tokenizer.
         formats: Some of `FORMATS`; one that cannot hold the model is left out with the reason.
         with_llama_cpp: Whether GGUF files are opened by llama.cpp, too.
+
+    Raises:
+        UserError: The disk is full: that an export was not made says nothing about the model.
     """
     for format in formats:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / ("model" if format == "hf" else "model.file")
+        with temporary_folder() as folder:
+            path = folder / ("model" if format == "hf" else "model.file")
             path = path if format in ("hf", "onnx") else path.with_suffix(".gguf")
             try:
-                export(model, tokenizer, path, format)
+                with writing():
+                    export(model, tokenizer, path, format)
             except UserError as error:
+                if is_of_disk(error):
+                    raise
                 yield left_out(f"export, {format}", "its source", error.what)
                 continue
             yield from compare_export(model, tokenizer, path, format)

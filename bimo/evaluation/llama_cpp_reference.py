@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bimo.core.errors import UserError, require
 from bimo.evaluation.certificate import Finding
-from bimo.evaluation.comparing import compare
+from bimo.evaluation.comparing import compare, left_out
 from bimo.evaluation.probes import probe_ids
 from bimo.evaluation.texts import SCRIPTS, random_texts, vocabulary_texts
 from bimo.model.gpt import GPT
@@ -100,6 +100,11 @@ def compare_with_llama_cpp(path: Path, model: GPT, tokenizer: Tokenizer, format:
     wrong = [text for text in texts if theirs.encode(text) != tokenizer.encode(text)]
     note = f"{wrong[0]!r} gives other ids" if wrong else f"{len(texts)} texts are the same"
     yield Finding(f"tokens of llama.cpp, {format}", "llama.cpp", float(len(wrong)), 0.0, "tokenizer", note=note)
+    scaling = model.spec.rope_scaling
+    if scaling.kind == "longrope" and scaling.short_factors != scaling.long_factors:
+        theirs.close()
+        yield left_out(check, "llama.cpp", "it chooses the factors of longrope by its context, not by the text")
+        return
     ids, _ = probe_ids(model.spec)
     ids = ids[:1, :48] % tokenizer.vocab_size
     with torch.no_grad():

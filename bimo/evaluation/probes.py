@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bimo.core.errors import UserError
 from bimo.core.spec import ModelSpec
 from bimo.engine import SamplingParams, new_tokens
 from bimo.model.cache import KVCache
@@ -17,6 +18,15 @@ from bimo.model.gpt import GPT
 
 LONGEST_PROBE = 1100  # tokens; a probe is as long as it must be to reach beyond windows, but no longer than this
 _USUAL_PROBE = 48
+_SEEDS = range(-(2**63), 2**63)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what torch's generators do not take."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed not in _SEEDS:
+        raise UserError(
+            f"the seed is {str(seed)[:40]}", where="seed", mend="Use a whole number from -2**63 to 2**63 - 1."
+        )
 
 
 def probe_ids(spec: ModelSpec, seed: int = 0) -> tuple[Tensor, list[str]]:

@@ -12,8 +12,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import bimo
+from bimo.core.artifacts import sha256
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
 from bimo.core.settings import field_names
@@ -34,10 +35,11 @@ from bimo.evaluation.comparing import TOLERANCES, compare, finding, left_out, sa
 from bimo.evaluation.llama_cpp_reference import compare_with_llama_cpp
 from bimo.evaluation.parts import clearest, compare_masks, compare_parts, far_parts, n_clear, parts_of
 from bimo.evaluation.reference import ReferenceGPT
+from bimo.evaluation.seals import compare_files, files_of
 from bimo.evaluation.slopes import slopes_of_model, slopes_of_parts
 from bimo.evaluation.texts import compare_tokenizers
 from bimo.evaluation.transformers_reference import TransformersReference
-from bimo.interop import open_model, save_model
+from bimo.interop import find_model, open_model, save_model
 from bimo.interop.families import family_of
 from bimo.interop.tensors import PLAIN
 from bimo.model.gpt import GPT
@@ -65,19 +67,19 @@ class Model(Protocol):
 
 
 def verify(
-    lm: Model,
+    lm: Model | str | Path,
     *,
-    references: Sequence[str] = REFERENCES,
-    formats: Sequence[str] = exports.FORMATS,
+    references: Sequence[str] | None = REFERENCES,
+    formats: Sequence[str] | None = exports.FORMATS,
     seed: int = 0,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> Certificate:
     """Compare a model with its references, with itself and with its exports.
 
     Args:
-        lm: The model. Packed weights are unpacked.
+        lm: The model, in float32, or where it lies. Packed weights are unpacked.
         references: "numpy"; "transformers" and, for GGUF files, "llama.cpp", which are left out where they are not
-            installed or know no such model.
+            installed or know no such model. Without any, the verdict says that nothing is proven.
         formats: The exports to make and compare: "hf" and names of `interop.gguf.EXPORTS`; those that cannot hold this
             model are left out.
         seed: Of the random ids.
@@ -87,20 +89,25 @@ def verify(
         The certificate; `ok` says whether all is well, `verdict` says it in one line.
 
     Raises:
-        UserError: A reference is unknown, or the model's files cannot be read any more.
+        UserError: This is no model, a reference is unknown, the model's files cannot be read any more, or the disk is
+            full.
     """
+    references, formats = references or (), formats or ()
     unknown = [name for name in references if name not in REFERENCES]
     if unknown:
         raise UserError(f"no reference {unknown[0]!r}", mend=f"Use {', '.join(REFERENCES)}.")
     unknown = [name for name in formats if name not in exports.FORMATS]
     if unknown:
         raise UserError(f"no format {unknown[0]!r}", mend=f"Use {', '.join(exports.FORMATS)}.")
-    trial = _Trial.of(lm, seed)
+    probes.check_seed(seed)
+    lm = _opened_or_given(lm)
     findings = []
-    for found in _findings(trial, references, formats):
-        findings.append(found)
-        if on_finding:
-            on_finding(found)
+    with _as_it_was(lm.model):
+        trial = _Trial.of(lm, seed)
+        for found in _findings(trial, references, formats):
+            findings.append(found)
+            if on_finding:
+                on_finding(found)
     packages = ["torch", "numpy"]
     packages += ["transformers"] * ("transformers" in references and _installed("transformers"))
     packages += ["llama-cpp-python"] * ("llama.cpp" in references and _installed("llama_cpp"))
@@ -110,10 +117,55 @@ def verify(
         versions={"bimo": bimo.__version__, **{name: importlib.metadata.version(name) for name in packages}},
         spec=trial.model.spec.to_dict(),
         weights={name: _digest(p) for name, p in trial.model.named_parameters()},
-        files={path.name: _file_digest(path) for path in _files(lm.source)},
+        files={path.name: sha256(path) for path in files_of(lm.source)},
         tolerances=TOLERANCES,
         findings=tuple(findings),
     )
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A model that was named by its path."""
+
+    model: GPT
+    known: Tokenizer | None
+    source: Path | None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self.known is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        assert self.known is not None, "has_tokenizer is asked first"
+        return self.known
+
+
+def _opened_or_given(given: Model | str | Path) -> Model:
+    """The model, read from its path if that was given; only one that can be verified."""
+    if isinstance(given, (str, Path)):
+        path = find_model(given)
+        return _Opened(*open_model(path), source=path)
+    lm: Model = given
+    if not isinstance(getattr(lm, "model", None), GPT) or not hasattr(lm, "has_tokenizer"):
+        what = f"a model is verified with its tokenizer and files, this is {type(lm).__name__}"
+        raise UserError(what, mend="Give a bimo.LM or the path of a model, as in bimo.verify('runs/demo').")
+    other = next((p.dtype for p in lm.model.parameters() if p.dtype != torch.float32), None)
+    if other is not None:
+        kind = str(other).removeprefix("torch.")
+        raise UserError(f"verify computes in float32, and this model is {kind}", mend="Convert it: lm.model.float().")
+    return lm
+
+
+@contextmanager
+def _as_it_was(model: GPT) -> Iterator[None]:
+    """Put every module back into the mode, training or not, that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +208,9 @@ class _Trial:
 
 def _findings(trial: _Trial, references: Sequence[str], formats: Sequence[str]) -> Iterator[Finding]:
     if trial.source is not None:
+        sealed = compare_files(trial.source, trial.original_tokenizer)
+        if sealed is not None:
+            yield sealed
         yield _choices(trial.model.spec, trial.original.spec)
         ours, theirs = (dict(model.named_parameters()) for model in (trial.model, trial.original))
         yield compare("weights", "the files", ours, theirs)
@@ -266,10 +321,12 @@ def _against_transformers(trial: _Trial, found: dict[str, Tensor]) -> Iterator[F
     if family_of(trial.original.spec) is None:
         yield left_out("everything", "transformers", "it has no such family")
         return
-    with tempfile.TemporaryDirectory() as temporary:
+    with exports.temporary_folder() as temporary:
         try:
-            reference, name = _opened(trial, Path(temporary))
+            reference, name = _opened(trial, temporary)
         except Exception as error:  # whatever transformers raises; the certificate says so, and the file is not proven
+            if exports.is_of_disk(error):
+                raise
             short = " ".join(str(error).split())[:160]
             yield finding("activations", "transformers", math.inf, note=f"it cannot open this: {short}")
             return
@@ -291,7 +348,8 @@ def _opened(trial: _Trial, temporary: Path) -> tuple[TransformersReference, str]
             return TransformersReference(source, spec), "transformers"
         except (ValueError, KeyError, NotImplementedError, RuntimeError):
             pass  # an architecture that its GGUF reader does not know
-    save_model(temporary, trial.original, None)
+    with exports.writing():
+        save_model(temporary, trial.original, None)
     return TransformersReference(temporary, spec), "transformers, on a folder that bimo wrote"
 
 
@@ -316,14 +374,3 @@ def _installed(package: str) -> bool:
 
 def _digest(parameter: Tensor) -> str:
     return hashlib.sha256(parameter.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
-def _files(source: Path | None) -> list[Path]:
-    if source is None:
-        return []
-    return [source] if source.is_file() else sorted([*source.glob("*.safetensors"), *source.glob("*.json")])
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

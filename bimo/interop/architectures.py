@@ -84,6 +84,8 @@ class Architecture:
 
 _PLAIN: dict[str, Any] = {"qk_norm": False}
 _WHOLE: dict[str, Any] = {**_PLAIN, "rotary_dim": lambda spec: spec.head_dim}
+_NORMALISED: dict[str, Any] = {"qk_norm": True, "rotary_dim": lambda spec: spec.head_dim}
+_EQUAL: dict[str, Any] = {**_PLAIN, "norm": "layernorm", "head_dim": lambda spec: spec.d_model // spec.n_heads}
 _GEMMA = {
     "norm": "rmsnorm_1p",
     "norm_placement": "sandwich",
@@ -102,8 +104,13 @@ def _every(step: int, first: int) -> Callable[[ModelSpec], tuple[int, ...]]:
     return lambda spec: tuple(range(first, spec.n_layers, step))
 
 
+def _scale_of_the_largest(n_layers: int) -> Callable[[ModelSpec], float]:
+    """llama.cpp knows Gemma's largest model by its layers, and its scores have the scale of another width."""
+    return lambda spec: (spec.d_model // spec.n_heads) ** -0.5 if spec.n_layers == n_layers else 0.0
+
+
 ARCHITECTURES = (
-    Architecture("qwen3", _PRE, {"qk_norm": True}),
+    Architecture("qwen3", _PRE, _NORMALISED),
     Architecture(
         "llama",
         _PRE,
@@ -113,22 +120,26 @@ ARCHITECTURES = (
         factors="rope_freqs",
         interleaved=True,
     ),
-    Architecture("qwen2", _PRE, _PLAIN, biases=("qkv",)),
+    Architecture("qwen2", _PRE, _WHOLE, biases=("qkv",)),
     Architecture("smollm3", _PRE, {**_WHOLE, "unrotated_layers": _every(4, 3)}, interleaved=True),
     Architecture(
-        "olmo2", _AFTER, {"qk_norm": True, "qk_norm_across_heads": True, "norm_placement": "post"}, own_head=True
+        "olmo2", _AFTER, {**_NORMALISED, "qk_norm_across_heads": True, "norm_placement": "post"}, own_head=True
     ),
     Architecture(
         "gemma2",
         _SANDWICH,
-        {**_GEMMA, "qk_norm": False, "full_layers": _every(2, 1)},
+        {**_GEMMA, "qk_norm": False, "full_layers": _every(2, 1), "attention_scale": _scale_of_the_largest(46)},
         defaults={"attention_softcap": 50.0, "logit_softcap": 30.0, "window": 4096},
         keys=(*_CAPS, *_WINDOW),
     ),
     Architecture(
         "gemma3",
         _SANDWICH,
-        {**_GEMMA, "qk_norm": True, "full_layers": _every(6, 5), "window_rope_theta": 10000.0},
+        {
+            **_GEMMA,
+            **{"qk_norm": True, "full_layers": _every(6, 5), "window_rope_theta": 10000.0},
+            "attention_scale": _scale_of_the_largest(62),
+        },
         keys=_WINDOW,
     ),
     Architecture(
@@ -138,12 +149,12 @@ ARCHITECTURES = (
         fused={_QKV: "attn_qkv", ("mlp.gate_proj", "mlp.up_proj"): "ffn_up"},
         factors="rope_factors",
     ),
-    Architecture("qwen3moe", _PRE, {"qk_norm": True}, keys=_MOE),
+    Architecture("qwen3moe", _PRE, _NORMALISED, keys=_MOE),
     Architecture(
         # llama.cpp computes the tanh form of GELU also where a model was trained with the exact one, as Pythia was.
         "gptneox",
         _FUSED,
-        {**_PLAIN, "norm": "layernorm", "feedforward": "gelu_erf"},
+        {**_EQUAL, "feedforward": "gelu_erf"},
         keys=(("parallel_blocks", "use_parallel_residual"),),
         fused={_QKV: "attn_qkv"},
         biases=("all",),
@@ -152,7 +163,7 @@ ARCHITECTURES = (
     Architecture(
         "gpt2",
         _FUSED,
-        {**_PLAIN, "norm": "layernorm", "feedforward": "gelu", "positions": "learned"},
+        {**_EQUAL, "feedforward": "gelu", "positions": "learned"},
         fused={_QKV: "attn_qkv"},
         biases=("all",),
     ),
@@ -184,8 +195,8 @@ def architecture_of(spec: ModelSpec) -> Architecture:
         if nearest is None or len(differing) < len(nearest):
             nearest, name = differing, architecture.name
     raise UserError(
-        f"llama.cpp has no architecture that computes this model's function: {name}, the nearest, "
-        f"differs in {', '.join(nearest or ['everything'])}",
+        "llama.cpp has no architecture that computes this model's function"
+        + (f": {name}, the nearest, differs in {', '.join(nearest)}" if nearest else ""),
         where="GGUF",
         mend="Export a Hugging Face folder instead.",
     )
@@ -264,7 +275,7 @@ def write_spec(architecture: Architecture, spec: ModelSpec) -> dict[str, Any]:
     }
     if spec.positions == "rotary":
         words |= {"rope.dimension_count": spec.rotary_dim, "rope.freq_base": float(spec.rope_theta)}
-        words |= _write_scaling(spec)
+        words |= _write_scaling(architecture, spec)
     for ours, key in architecture.keys:
         value = getattr(spec, ours)
         if (value or isinstance(value, bool)) and (spec.n_experts or not key.startswith("expert")):
@@ -294,10 +305,10 @@ def _read_scaling(get: Callable[..., Any], factors: Mapping[str, tuple[float, ..
     raise UserError(f"rotary scaling {kind!r} is not supported")
 
 
-def _write_scaling(spec: ModelSpec) -> dict[str, Any]:
+def _write_scaling(architecture: Architecture, spec: ModelSpec) -> dict[str, Any]:
     scaling = spec.rope_scaling
-    if scaling.kind in ("none", "llama3"):
-        return {}
+    if scaling.kind in ("none", "llama3") or (scaling.kind == "longrope" and architecture.factors == "rope_freqs"):
+        return {}  # factors say it all
     words: dict[str, Any] = {"rope.scaling.type": scaling.kind}
     if scaling.kind == "longrope":
         words |= {"rope.scaling.attn_factor": float(scaling.attention_factor)}

@@ -107,7 +107,10 @@ RMS_EPS = Plain("norm_eps", "rms_norm_eps")
 
 _GATED = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu": "geglu_erf", "relu": "reglu"}
 _PLAIN = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu"}
-_SAME = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+_SAME = {
+    **{"swish": "silu", "gelu_python": "gelu"},
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_python_tanh"), "gelu_pytorch_tanh"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +121,11 @@ class Activation:
     gated: bool = True
 
     def read(self, config: Config) -> Choices:
-        name = config[self.key]
         table = _GATED if self.gated else _PLAIN
-        name = _SAME.get(name, name)
+        table = table | {name: table[same] for name, same in _SAME.items() if same in table}
+        name = config[self.key]
         if name not in table:
-            raise UnsupportedError(f"{self.key} {name!r}")
+            raise UnsupportedError(f"{self.key} {name!r}, which is none of {', '.join(sorted(table))},")
         return {"feedforward": table[name]}
 
     def write(self, spec: ModelSpec) -> Config:
@@ -161,7 +164,10 @@ class UniformWindow:
 
     def read(self, config: Config) -> Choices:
         on = not self.flag or config.get("use_sliding_window")
-        return {"window": (config.get("sliding_window") or 0) if on else 0}
+        window = config.get("sliding_window") if on else None
+        if window is not None and window < 1:  # 0 means "no window" in ModelSpec; there, that nothing is seen
+            raise UnsupportedError(f"sliding_window {window}")
+        return {"window": window or 0}
 
     def write(self, spec: ModelSpec) -> Config:
         return {"sliding_window": spec.window or None, "use_sliding_window": spec.window > 0}
@@ -173,33 +179,47 @@ class LayerWindows:
 
     Attributes:
         rule: "flag" (use_sliding_window, from max_window_layers on), "unrotated" (use_sliding_window, where there are
-            no positions) or "pattern" (every sliding_window_pattern-th layer sees all).
-        pattern: The pattern where the file has none.
+            no positions) or "pattern" (every pattern-th layer sees all).
+        pattern: The pattern where the file has none. Gemma 3 files may have one; Gemma 2 passes over it.
     """
 
     rule: str
     pattern: int = 0
 
     def read(self, config: Config) -> Choices:
-        n_layers, window = config["num_hidden_layers"], config.get("sliding_window") or 0
-        types = config.get("layer_types") or self._types(config, n_layers)
+        n_layers, window = config["num_hidden_layers"], config.get("sliding_window")
+        if self.rule == "flag" and not config.get("use_sliding_window"):
+            window = None
+        types = config.get("layer_types")
+        if types is None:
+            types = self._types(config, n_layers, window is not None)
+        if len(types) != n_layers:
+            raise UnsupportedError(f"layer_types for {len(types)} layers, where num_hidden_layers is {n_layers},")
         unknown = sorted({*types} - {"sliding_attention", "full_attention"})
         if unknown:
             raise UnsupportedError(f"layer type {unknown[0]!r}")
         if config.get("use_bidirectional_attention"):
             raise UnsupportedError("use_bidirectional_attention")
-        if "sliding_attention" not in types or not window:
+        if "sliding_attention" not in types:
             return {"window": 0}
+        if window is None:
+            raise UnsupportedError("the layer type 'sliding_attention' without a sliding_window that is in use")
+        if window < 1:  # 0 means "no window" in ModelSpec; there, that nothing is seen
+            raise UnsupportedError(f"sliding_window {window}")
         return {
             "window": window,
             "full_layers": tuple(i for i in range(n_layers) if types[i] == "full_attention"),
         }
 
-    def _types(self, config: Config, n_layers: int) -> list[str]:
+    def _types(self, config: Config, n_layers: int, has_window: bool) -> list[str]:
+        """The layers' types in files that do not list them."""
+        own = config.get("sliding_window_pattern") if config.get("model_type") == "gemma3_text" else None
+        pattern = self.pattern if own is None else own
+
         def slides(layer: int) -> bool:
             if self.rule == "pattern":
-                return bool((layer + 1) % (config.get("sliding_window_pattern") or self.pattern))
-            if not config.get("use_sliding_window"):
+                return bool((layer + 1) % pattern)
+            if not (has_window and config.get("use_sliding_window")):
                 return False
             if self.rule == "unrotated":
                 return layer in UnrotatedLayers().read(config)["unrotated_layers"]
@@ -239,22 +259,27 @@ class UnrotatedLayers:
 
 @dataclass(frozen=True, slots=True)
 class Gemma:
-    """Gemma's scores and embeddings: soft caps, the scale of the scores, and the scale of the embeddings."""
+    """Gemma's scores and embeddings: soft caps, the scale of the scores, and the scale of the embeddings.
+
+    Attributes:
+        capped_scores: Whether the cap of the scores is computed; Gemma 3 has the field and passes over it.
+    """
+
+    capped_scores: bool = True
 
     def read(self, config: Config) -> Choices:
         return {
             "attention_scale": config["query_pre_attn_scalar"] ** -0.5,
-            "attention_softcap": config.get("attn_logit_softcapping") or 0.0,
+            "attention_softcap": (self.capped_scores and config.get("attn_logit_softcapping")) or 0.0,
             "logit_softcap": config.get("final_logit_softcapping") or 0.0,
             "embedding_scale": math.sqrt(config["hidden_size"]),
         }
 
     def write(self, spec: ModelSpec) -> Config:
-        scalar = spec.attention_scale**-2 if spec.attention_scale else float(spec.head_dim)
-        scalar = round(scalar) if abs(scalar - round(scalar)) < 1e-6 * scalar else scalar
+        scalar = spec.attention_scale**-2 if spec.attention_scale else spec.head_dim
         return {
-            "query_pre_attn_scalar": scalar,
-            "attn_logit_softcapping": spec.attention_softcap or None,
+            "query_pre_attn_scalar": round(scalar),  # transformers opens nothing else
+            "attn_logit_softcapping": (self.capped_scores and spec.attention_softcap) or None,
             "final_logit_softcapping": spec.logit_softcap or None,
             "use_bidirectional_attention": False,
         }

@@ -90,7 +90,7 @@ _GEMMA_DEFAULTS = {
 }
 _GEMMA_COMMON = (
     *(c.SIZES, c.TIED, c.RMS_EPS, c.Activation("hidden_activation"), c.Padding()),
-    *(c.ATTENTION_BIASES, c.Gemma()),
+    c.ATTENTION_BIASES,
 )
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
@@ -100,7 +100,7 @@ FAMILIES = (
         "Qwen3ForCausalLM",
         fixed={"qk_norm": True, "norm": "rmsnorm"},
         aspects=(*_COMMON, c.ATTENTION_BIASES, Rope(), c.LayerWindows("flag")),
-        defaults={**_LONG, "head_dim": 128, "num_key_value_heads": 32},
+        defaults={**_LONG, "head_dim": 128, "num_key_value_heads": 32, "sliding_window": 4096},
     ),
     Family(
         "llama",
@@ -114,7 +114,7 @@ FAMILIES = (
         "Qwen2ForCausalLM",
         fixed={**_LLAMA, "biases": "qkv"},
         aspects=(*_COMMON, Rope(), c.LayerWindows("flag")),
-        defaults={**_LONG, "num_key_value_heads": 32},
+        defaults={**_LONG, "num_key_value_heads": 32, "sliding_window": 4096},
     ),
     Family(
         "mistral",
@@ -141,7 +141,7 @@ FAMILIES = (
         "gemma2",
         "Gemma2ForCausalLM",
         fixed={**_GEMMA, "qk_norm": False},
-        aspects=(*_GEMMA_COMMON, Rope(), c.LayerWindows("pattern", 2)),
+        aspects=(*_GEMMA_COMMON, c.Gemma(), Rope(), c.LayerWindows("pattern", 2)),
         defaults={
             **_GEMMA_DEFAULTS,
             "attn_logit_softcapping": 50.0,
@@ -153,7 +153,12 @@ FAMILIES = (
         "gemma3_text",
         "Gemma3ForCausalLM",
         fixed={**_GEMMA, "qk_norm": True},
-        aspects=(*_GEMMA_COMMON, Rope(1e6, local_theta=1e4), c.LayerWindows("pattern", 6)),
+        aspects=(
+            *_GEMMA_COMMON,
+            c.Gemma(capped_scores=False),
+            Rope(1e6, local_theta=1e4),
+            c.LayerWindows("pattern", 6),
+        ),
         defaults=_GEMMA_DEFAULTS,
     ),
     Family(
@@ -161,7 +166,10 @@ FAMILIES = (
         "Phi3ForCausalLM",
         fixed={**_LLAMA, "biases": "none"},
         aspects=(*_COMMON, Rope(partial=1.0, legacy_longrope=True), c.UniformWindow()),
-        defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "pad_token_id": 32000},
+        defaults={
+            **{**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "pad_token_id": 32000},
+            **{"max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
+        },
         fused={_QKV: "self_attn.qkv_proj", ("mlp.gate_proj", "mlp.up_proj"): "mlp.gate_up_proj"},
     ),
     Family(
@@ -182,7 +190,7 @@ FAMILIES = (
         "Qwen3MoeForCausalLM",
         fixed={"qk_norm": True, "norm": "rmsnorm"},
         aspects=(*_COMMON, c.ATTENTION_BIASES, Rope(), c.UniformWindow(flag=True), c.Experts(own_width=True)),
-        defaults={**_LONG, "num_key_value_heads": 4},
+        defaults={**_LONG, "num_key_value_heads": 4, "sliding_window": 4096},
         names={f"mlp.experts.{p}_proj": f"mlp.experts.*.{p}_proj.weight" for p in ("gate", "up", "down")},
     ),
     Family(
@@ -278,21 +286,21 @@ def family_of(spec: ModelSpec) -> Family | None:
 def canonical(spec: ModelSpec) -> ModelSpec:
     """The spec without what has no effect on what a trained model computes."""
     spec = replace(spec, dropout=0.0, initializer_range=0.02, padding_id=-1)
+    if spec.positions != "rotary":
+        spec = replace(spec, rotary_dim=0, rope_theta=1e4, window_rope_theta=0.0, rope_scaling=RopeScaling())
+        spec = replace(spec, unrotated_layers=())
     if abs(spec.attention_scale - spec.head_dim**-0.5) < 1e-9:
         spec = replace(spec, attention_scale=0.0)
-    if spec.window >= spec.context_length or not any(spec.windowed(layer) for layer in range(spec.n_layers)):
-        spec = replace(spec, window=0)
-    if not spec.window:
-        spec = replace(spec, full_layers=(), window_rope_theta=0.0)
     if spec.window_rope_theta == spec.rope_theta and spec.rope_scaling.kind == "none":
         spec = replace(spec, window_rope_theta=0.0)
+    if spec.window >= spec.context_length:  # which hides nothing; a base of its own may still be there
+        spec = replace(spec, window=spec.context_length if spec.window_rope_theta else 0)
+    if not spec.window or not any(spec.windowed(layer) for layer in range(spec.n_layers)):
+        spec = replace(spec, window=0, full_layers=(), window_rope_theta=0.0)
     if not spec.qk_norm:
         spec = replace(spec, qk_norm_across_heads=False)
     if not spec.n_experts:
         spec = replace(spec, n_experts_per_token=2, d_expert=0, dense_layers=(), normalize_router=True)
-    if spec.positions != "rotary":
-        spec = replace(spec, rotary_dim=0, rope_theta=1e4, window_rope_theta=0.0, rope_scaling=RopeScaling())
-        spec = replace(spec, unrotated_layers=())
     lists = {
         name: tuple(sorted({*getattr(spec, name)})) for name in ("full_layers", "unrotated_layers", "dense_layers")
     }
@@ -300,12 +308,12 @@ def canonical(spec: ModelSpec) -> ModelSpec:
 
 
 def read_config(config: Config, where: str) -> ModelSpec:
-    """The spec of a config.json.
+    """The spec of a config.json. What bimo wrote into it counts as long as the family's own fields say the same.
 
     Raises:
         UserError: The family, or something that the file asks for, is not supported; or a field is missing or wrong.
     """
-    if "bimo" in config and config.get("model_type") in ("bimo", *(f.model_type for f in FAMILIES)):
+    if config.get("model_type") == "bimo" and "bimo" in config:
         return ModelSpec.from_dict(config["bimo"])
     name = config.get("model_type")
     family = next((f for f in FAMILIES if f.model_type == name), None)
@@ -313,11 +321,15 @@ def read_config(config: Config, where: str) -> ModelSpec:
     if family is None:
         raise UserError(f"model_type {name!r} is not supported", where=where, mend=known)
     asked = [key for key in ("quantization_config", "scale_attn_by_inverse_layer_idx") if config.get(key)]
-    if asked or config.get("scale_attn_weights") is False or config.get("add_cross_attention"):
+    unusual = [key for key in ("scale_attn_weights", "is_causal") if config.get(key) is False]
+    if asked or unusual or config.get("add_cross_attention"):
         what = asked[0] if asked else "an unusual attention"
         raise UserError(f"{what} is not supported for {name}", where=where, mend="Bring the plain weights.")
     try:
-        return family.read(config)
+        said = family.read(config)
+        # Other tools keep the key and change the fields: a model that was resized, a base that was raised.
+        own = ModelSpec.from_dict(config["bimo"]) if "bimo" in config else said
+        return own if canonical(own) == canonical(said) else said
     except UnsupportedError as error:
         raise UserError(f"{error} is not supported for {name}", where=where, mend=known) from error
     except KeyError as error:

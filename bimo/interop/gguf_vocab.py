@@ -122,6 +122,11 @@ def _written_merges(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
     if known is None or any(step.get("type") != "NFC" for step in steps):
         raise _unknown_cut(where)
+    apart, lacking = pretokenizers.cut_of_bytes(cut), pretokenizers.lacking(model["vocab"])
+    if apart and apart != lacking:
+        raise _unknown_cut(where)
+    if lacking and not apart:
+        _warn("llama.cpp merges nothing across a byte that the vocabulary lacks, as this tokenizer does", where)
     joined = pretokenizers.joins_long_s(cut, model["vocab"])
     if joined:
         _warn("llama.cpp does not take the letter ſ for an s after an apostrophe: there 'ſ may get other ids", where)
@@ -257,7 +262,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
         raise UserError(f"the merge {' '.join(lost)!r} is of tokens that are not there", where=where, mend=_AGAIN)
     return {
         "normalizer": None,
-        "pre_tokenizer": pretokenizers.to_json(known.stages),
+        "pre_tokenizer": pretokenizers.to_json(known.stages, vocab),
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         "model": {
             **{"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False},

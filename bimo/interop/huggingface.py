@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from bimo.core.config import ModelSpec
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
-from bimo.interop.families import FAMILIES, family_of, read_config
+from bimo.interop.families import FAMILIES, Family, family_of, read_config
 from bimo.interop.tensors import PLAIN, TensorNames
 from bimo.model.gpt import GPT
 from bimo.model.packed import plain
@@ -45,6 +46,9 @@ def save_model(folder: Path, model: GPT, tokenizer: Tokenizer | None, dtype: str
         model: The model.
         tokenizer: Settles the ids of control tokens in the configuration; None: there are none.
         dtype: float32, float16 or bfloat16.
+
+    Raises:
+        UserError: A number does not fit the dtype, or the disk is full.
     """
     config = config_of(model.spec, tokenizer) | {"dtype": dtype, "torch_dtype": dtype}
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
@@ -52,10 +56,22 @@ def save_model(folder: Path, model: GPT, tokenizer: Tokenizer | None, dtype: str
         ends["eos_token_id"] = sorted(tokenizer.end_ids)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2), encoding="utf-8")
-    parameters = {name: plain(p.detach()).to("cpu", DTYPES[dtype]) for name, p in model.named_parameters()}
+    parameters = {name: _as(p, DTYPES[dtype], name) for name, p in model.named_parameters()}
     names = TensorNames(family_of(model.spec) or PLAIN, model.spec, {n: p.shape for n, p in parameters.items()})
     tensors = {name: tensor.contiguous() for name, tensor in names.write(parameters).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # what the system said
+        raise UserError(f"cannot be written ({error})", where=str(folder), mend="Free space.") from error
+
+
+def _as(parameter: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A parameter in another dtype, which must hold it."""
+    numbers = plain(parameter.detach())
+    found = numbers.to("cpu", dtype)
+    if found.isinf().any() and not numbers.isinf().any():
+        raise UserError(f"{name} holds a number that does not fit {dtype}", mend="Use bfloat16 or float32.")
+    return found
 
 
 def load_model(folder: Path) -> GPT:
@@ -72,9 +88,21 @@ def load_model(folder: Path) -> GPT:
     spec = _spec(config, where)
     family = next((f for f in FAMILIES if f.model_type == config.get("model_type")), PLAIN)
     weights = Weights(folder, family.prefix)
+    if spec.tied_embeddings and _has_another_head(spec, family, weights):
+        spec = replace(spec, tied_embeddings=False)
     model = empty_model(spec, where, n_tensors=len(weights.names), n_numbers=weights.n_bytes)
     fill(model, TensorNames(family, spec, {n: p.shape for n, p in model.named_parameters()}), weights)
     return model.eval()
+
+
+def _has_another_head(spec: ModelSpec, family: Family, weights: Weights) -> bool:
+    """Whether the files of tied embeddings hold a head that is not the embeddings; it counts, as in transformers."""
+    shape = torch.Size((spec.vocab_size, spec.d_model))
+    names = TensorNames(family, spec, {"embed_tokens.weight": shape, "lm_head.weight": shape})
+    both = [names.theirs(name) for name in ("embed_tokens.weight", "lm_head.weight")]
+    if not {*both} <= {*weights.names} or any(list(weights.shape(name)) != [*shape] for name in both):
+        return False
+    return not torch.equal(*map(weights.get, both))
 
 
 def config_of(spec: ModelSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -279,6 +307,8 @@ def _shards(index: Path) -> list[str]:
 def _opened(path: Path) -> Any:
     """A safetensors file whose header is sound."""
     try:
+        if not path.is_file():
+            raise UserError("no such file", where=str(path), mend=_AGAIN)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > min(_LONGEST_HEADER, path.stat().st_size):

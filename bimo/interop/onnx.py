@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -56,9 +58,23 @@ def save_onnx(path: Path, model: GPT) -> None:
                 verbose=False,
             )
             assert program is not None, "the exporter returns a program unless it is told to write a file"
-            program.save(path)
+            # A folder first: large weights lie in a file of their own, and nothing half written gets the final name.
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as aside:
+                program.save(Path(aside) / path.name)
+                for file in Path(aside).iterdir():
+                    file.replace(path.with_name(file.name))
     except torch.onnx.errors.OnnxExporterError as error:
-        first = str(error).strip().splitlines()[0]
+        _interrupt_again(error)
+        first = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[0]
         raise UserError(f"torch cannot write this model as a graph ({first})", where="ONNX") from error
     finally:
         logging.getLogger("torch.onnx").setLevel(level)
+
+
+def _interrupt_again(error: BaseException) -> None:
+    """Let Ctrl-C be Ctrl-C, which torch takes for one more failure."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        cause = cause.__cause__ or cause.__context__

@@ -8,6 +8,7 @@ what the model's makers meant: "tekken" and "gpt-4o" tell upper from lower case 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -153,18 +154,42 @@ def recognised(pre_tokenizer: dict[str, Any] | None, ignore_merges: bool) -> Pre
     return next((known for known in fitting if known.ignore_merges == ignore_merges), None)
 
 
-def to_json(stages: tuple[str, ...]) -> dict[str, Any]:
-    """A tokenizer.json's pre_tokenizer of regular expressions, then bytes as letters."""
-    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+def to_json(stages: tuple[str, ...], vocab: Mapping[str, int]) -> dict[str, Any]:
+    """A tokenizer.json's pre_tokenizer of regular expressions, then bytes as letters.
+
+    A byte that the vocabulary lacks, as SmolLM2 lacks some, gives no token. In llama.cpp what stands on its two sides
+    stays apart as well, which takes one more cut.
+    """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return {"type": "Sequence", "pretokenizers": [*({**split, "pattern": {"Regex": s}} for s in stages), byte_level]}
+    steps = [*map(_isolated, stages), byte_level, *map(_isolated, filter(None, [lacking(vocab)]))]
+    return {"type": "Sequence", "pretokenizers": steps}
+
+
+def _isolated(expression: str) -> dict[str, Any]:
+    return {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": expression}}
+
+
+def lacking(vocab: Mapping[str, int]) -> str:
+    """An expression for the bytes, as letters, that are no tokens; '' when all are."""
+    return "|".join(re.escape(letter) for letter in byte_letters().values() if letter not in vocab)
+
+
+def cut_of_bytes(pre_tokenizer: dict[str, Any] | None) -> str:
+    """The expression that isolates some of the bytes, as letters, at the end of a pre_tokenizer; '' for none."""
+    steps = (pre_tokenizer or {}).get("pretokenizers", [])
+    if [step["type"] for step in steps[-2:]] != ["ByteLevel", "Split"]:
+        return ""
+    expression: str = steps[-1]["pattern"].get("Regex", "")
+    return expression if steps[-1] == _isolated(expression) else ""
 
 
 def stages_of(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...] | None:
-    """The regular expressions of a pre_tokenizer that ends in bytes; None when it is something else."""
+    """The regular expressions of a pre_tokenizer before its bytes; None when it is something else."""
     if pre_tokenizer is None:
         return None
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    if cut_of_bytes(pre_tokenizer):
+        steps = steps[:-1]
     stages: list[str] = []
     for step in steps:
         kind = step["type"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from bimo.core.spec import ModelSpec, RopeScaling
 from bimo.interop.choices import Choices, Config, UnsupportedError
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,41 +31,60 @@ class Rope:
     legacy_longrope: bool = False
 
     def read(self, config: Config) -> Choices:
-        found = dict(config.get("rope_parameters") or {})
-        local: Config = {}
-        if self.local_theta and {"full_attention", "sliding_attention"} & found.keys():
-            found, local = dict(found.get("full_attention") or {}), found.get("sliding_attention") or {}
-        elif config.get("rope_scaling"):
-            found |= config["rope_scaling"]
-        choices: Choices = {"rope_theta": found.get("rope_theta") or config.get(self.theta_key) or self.theta}
+        found, local = self._by_layers(config) if self.local_theta else (self._of_all_layers(config), {})
+        choices: Choices = {"rope_theta": _first(found.get("rope_theta"), config.get(self.theta_key), self.theta)}
         if self.local_theta:
-            if local.get("rope_type", "default") != "default":
+            if _kind(local) != "default":
                 raise UnsupportedError("rotary scaling in layers with a window")
-            theta = local.get("rope_theta") or config.get("rope_local_base_freq") or self.local_theta
+            theta = _first(local.get("rope_theta"), config.get("rope_local_base_freq"), self.local_theta)
             choices["window_rope_theta"] = theta
-        share = found.get("partial_rotary_factor") or config.get(self.partial_key) or self.partial or 1.0
+        share = _first(found.get("partial_rotary_factor"), config.get(self.partial_key), self.partial or 1.0)
         if share != 1.0:
             if not self.partial:
                 raise UnsupportedError(f"partial_rotary_factor {share}")
             head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
             choices["rotary_dim"] = int(head_dim * share)
+            if choices["rotary_dim"] < 1:  # 0 means whole heads in ModelSpec
+                raise UnsupportedError(f"{self.partial_key} {share}, which turns no dimension of a head,")
         return {**choices, "rope_scaling": self._scaling(found, config)}
 
+    def _of_all_layers(self, config: Config) -> Config:
+        """What is said of all layers; rope_scaling stands in the place of rope_parameters, as in transformers."""
+        found = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        if _LAYER_TYPES & found.keys():
+            raise UnsupportedError("rope_parameters by layer type")
+        return found
+
+    def _by_layers(self, config: Config) -> tuple[Config, Config]:
+        """What is said of layers that see all and of layers with a window; rope_scaling changes the former."""
+        parameters = dict(config.get("rope_parameters") or {})
+        if parameters.keys() - _LAYER_TYPES:  # transformers passes over them
+            raise UnsupportedError("rope_parameters without layer types")
+        full = dict(parameters.get("full_attention") or {"rope_type": "default"})
+        full |= config.get("rope_scaling") or {}
+        if full.get("rope_type") == "default" and full.get("type", "default") != "default":
+            # transformers 4 scales here, 5 does not.
+            raise UnsupportedError(f"a rotary scaling of type {full['type']!r} without rope_type")
+        full.pop("truncate", None)  # transformers looks for it outside, where it cannot be
+        return full, dict(parameters.get("sliding_attention") or {})
+
     def _scaling(self, found: Config, config: Config) -> RopeScaling:
-        kind = found.get("rope_type") or found.get("type") or "default"
-        if self.legacy_longrope and kind in ("su", "yarn"):
-            kind = "longrope"
+        kind = _kind(found)
+        if self.legacy_longrope:
+            kind = "longrope" if kind in ("su", "yarn") else kind
+            if kind not in ("default", "longrope"):  # nor does transformers open these
+                raise UnsupportedError(f"rotary scaling {kind!r}")
         if kind in ("default", "dynamic"):  # dynamic scaling begins where the context ends
             return RopeScaling()
         if kind == "linear":
             return RopeScaling("linear", factor=float(found["factor"]))
         context = config["max_position_embeddings"]
-        original = config.get("original_max_position_embeddings") or found.get("original_max_position_embeddings")
-        original = original or context
+        outer = None if self.local_theta else config.get("original_max_position_embeddings")
+        original = _first(outer, found.get("original_max_position_embeddings"), context)
         if kind == "llama3":
             low, high = found["low_freq_factor"], found["high_freq_factor"]
             return RopeScaling("llama3", float(found["factor"]), original, float(low), float(high))
-        factor = found.get("factor") or context / original
+        factor = _first(found.get("factor"), context / original)
         if kind == "yarn":
             return RopeScaling(
                 "yarn",
@@ -71,14 +93,14 @@ class Rope:
                 beta_fast=float(found.get("beta_fast") or 32),
                 beta_slow=float(found.get("beta_slow") or 1),
                 truncate=bool(found.get("truncate", True)),
-                attention_factor=float(found.get("attention_factor") or _yarn_attention(factor, found)),
+                attention_factor=float(_first(found.get("attention_factor"), _yarn_attention(factor, found))),
             )
         if kind == "longrope":
             stretched = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
             return RopeScaling(
                 "longrope",
                 original_context=original,
-                attention_factor=float(found.get("attention_factor") or stretched),
+                attention_factor=float(_first(found.get("attention_factor"), stretched)),
                 short_factors=tuple(map(float, found["short_factor"])),
                 long_factors=tuple(map(float, found["long_factor"])),
             )
@@ -99,6 +121,16 @@ class Rope:
             nested = {"rope_type": "default", "rope_theta": local}
             config["rope_parameters"] = {"full_attention": rope, "sliding_attention": nested}
         return config
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is there; 0 is a value, which `or` would pass over."""
+    return next(value for value in values if value is not None)
+
+
+def _kind(found: Config) -> str:
+    """The kind of a scaling, by its name of today or its name of old."""
+    return str(found.get("rope_type") or found.get("type") or "default")
 
 
 def scaling_words(scaling: RopeScaling) -> Config:

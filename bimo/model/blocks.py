@@ -99,6 +99,11 @@ def dequantize(rows: Tensor, format: BlockFormat, dtype: torch.dtype = torch.flo
     return out.view(*rows.shape[:-1], width)
 
 
+_LARGEST_HALF = torch.finfo(torch.float16).max
+_LARGEST = {"F16": _LARGEST_HALF, "Q8_0": 127 * _LARGEST_HALF, "Q4_0": 8 * _LARGEST_HALF, "Q4_K": 63 * _LARGEST_HALF}
+"""Numbers that each format can hold: its scales are halves."""
+
+
 @torch.no_grad()
 def quantize(x: Tensor, format: BlockFormat) -> Tensor:
     """Numbers as packed rows.
@@ -111,13 +116,17 @@ def quantize(x: Tensor, format: BlockFormat) -> Tensor:
         uint8, (…, bytes of a row).
 
     Raises:
-        UserError: The format cannot be written, the width does not fit, or a number to be quantised is not finite.
+        UserError: The format cannot be written, the width does not fit, a number to be quantised is not finite, or one
+            is so large that it would become infinite.
     """
     if format.name not in _PACK:
         raise UserError(f"{format.name} cannot be written", mend=f"Use one of {', '.join(_PACK)}.")
     n_bytes = format.row_bytes(x.shape[-1])
     if format.block_size > 1 and not torch.isfinite(x).all():
         raise UserError(f"NaN or infinity cannot be written as {format.name}", mend="Find it: bimo doctor --model …")
+    largest = _LARGEST.get(format.name, float("inf"))
+    if (x.isfinite() & (x.abs() > largest)).any():
+        raise UserError(f"a number above {largest:.0f} does not fit {format.name}", mend="Use BF16 or F32.")
     flat = x.reshape(-1, x.shape[-1])
     out = torch.empty(len(flat), n_bytes, dtype=torch.uint8, device=x.device)
     step = max(1, _CHUNK // max(x.shape[-1], 1))

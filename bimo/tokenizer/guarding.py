@@ -4,12 +4,21 @@
 vocabulary as well, and the model itself then makes the token: Unigram takes any piece, BPE whatever its merges make,
 and with `ignore_merges` every word that is a piece as a whole. Under names that no text holds, these pieces are out of
 reach.
+
+What is done to a text before the model sees it may make it longer: `check_growth` refuses files that do so without end.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import secrets
+from collections.abc import Iterator
 from typing import Any
+
+MOST_GROWTH, MOST_STEPS, LONGEST_INSERT = 128.0, 32, 64
+"""The longest known text becomes 18 times as long, by T5's and XLM-R's table of characters."""
+_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 class GuardedTokenizer:
@@ -25,6 +34,7 @@ class GuardedTokenizer:
 
         import tokenizers
 
+        content = {**content, "padding": None, "truncation": None}  # a text has all its ids, and no more
         reachable = _reachable(content)
         names = {name: f" \ue0f0{secrets.token_hex(8)} {number}" for number, name in enumerate(sorted(reachable))}
         guarded = _renamed(content, names, marked=marked) if names else content
@@ -42,6 +52,71 @@ class GuardedTokenizer:
         """Ids of a text."""
         ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         return [self._ids.get(i, i) for i in ids] if self._ids else ids
+
+
+def check_growth(content: dict[str, Any]) -> None:
+    """Raise ValueError where a text could become very long before the model cuts it into tokens."""
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        _check_insert(content["model"].get(key) or "", key)
+    steps = [*_steps(content.get("normalizer")), *_steps(content.get("pre_tokenizer"))]
+    if len(steps) > MOST_STEPS:
+        raise ValueError(f"{len(steps)} steps before the model, more than {MOST_STEPS}")
+    growth, forms = 1.0, 0
+    for step in steps:
+        growth *= max(1.0, _growth(step))
+        if step["type"] in _FORMS:  # what the first has written out, the next leaves alone, unless it was put there
+            forms += 1
+            growth *= 18 if forms > 1 else 1
+        if growth > MOST_GROWTH:
+            raise ValueError(f"a text could become more than {MOST_GROWTH:.0f} times as long")
+
+
+def _steps(stage: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, one after the other."""
+    if stage is None:
+        return
+    if stage["type"] == "Sequence":
+        for step in stage["normalizers"] if "normalizers" in stage else stage["pretokenizers"]:
+            yield from _steps(step)
+    else:
+        yield stage
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """How many characters may come of one."""
+    kind = step["type"]
+    if kind == "Replace":
+        content, pattern = step["content"], step["pattern"].get("String")
+        _check_insert(content, kind)
+        if pattern == "":
+            raise ValueError("a Replace of nothing")
+        # An expression may match one character, or the nothing before it.
+        return len(content) / len(pattern) if pattern is not None else len(content)
+    if kind == "Prepend":
+        _check_insert(step["prepend"], kind)
+        return len(step["prepend"])
+    if kind == "Metaspace":
+        if len(step.get("replacement", "▁")) != 1:
+            raise ValueError("a Metaspace replacement that is not one character")
+        return 2
+    if kind == "Precompiled":
+        return _longest_entry(step["precompiled_charsmap"])
+    return 4 if kind == "ByteLevel" else 1  # a letter for each byte
+
+
+def _check_insert(text: Any, what: str) -> None:
+    if not isinstance(text, str) or len(text) > LONGEST_INSERT:
+        raise ValueError(f"{what} puts in something other than a text of at most {LONGEST_INSERT} characters")
+
+
+def _longest_entry(table: str | None) -> int:
+    """Characters of the longest replacement in SentencePiece's table: a search tree, then texts that end with a 0."""
+    try:
+        data = base64.b64decode(table or "", validate=True)
+    except binascii.Error as error:
+        raise ValueError("a table of characters that is no base64") from error
+    texts = data[4 + int.from_bytes(data[:4], "little") :]
+    return max(len(text.decode(errors="replace")) for text in texts.split(b"\0"))
 
 
 def _reachable(content: dict[str, Any]) -> set[str]:

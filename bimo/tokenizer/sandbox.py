@@ -9,26 +9,49 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import wraps
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-LONGEST_SOURCE = 2**18
-"""Characters of a template; the longest of well-known models have some 20,000."""
+LONGEST_SOURCE, MOST_NODES = 2**16, 2**13
+"""Characters of a template and nodes of its syntax tree; the longest of well-known models have 20,000 and 2,000."""
 LONGEST_VALUE = 2**20
-"""Characters or items of one value, beside four times what the messages hold."""
+"""Characters of one value, with all that is in it, beside four times what the messages hold."""
+ITEM = 8
+"""Characters that an item of a list counts for: about what it takes in memory."""
 TIME_LIMIT_S = 2.0
 
 _FILTERS = (
     *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "forceescape", "int"),
     *("items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round"),
-    *("safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper"),
+    *("safe", "select", "selectattr", "sort", "string", "title", "trim", "unique", "upper"),
+)
+_SHALLOW = ("count", "d", "default", "first", "last", "length")
+"""Filters that do not look into a list; templates ask for the number of messages at each of them."""
+_COMPARING = (
+    "==",
+    "eq",
+    "equalto",
+    "!=",
+    "ne",
+    "<",
+    "lt",
+    "lessthan",
+    "<=",
+    "le",
+    ">",
+    "gt",
+    "greaterthan",
+    ">=",
+    "ge",
 )
 _METHODS = {
     str: "capitalize count endswith find index isalnum isalpha isdigit islower isspace isupper join lower lstrip "
@@ -43,14 +66,14 @@ _METHODS = {
 
 
 class Budget:
-    """What one rendering may still use; every loop, call and output spends of it.
+    """What one rendering may still use; every loop, call, comparison and output spends of it.
 
     Args:
-        longest: Characters or items of the largest value.
+        longest: Characters of the largest value.
     """
 
     def __init__(self, longest: int) -> None:
-        self.longest, self.left = longest, 16 * longest
+        self.longest, self.left = longest, 8 * longest
         self.deadline = time.monotonic() + TIME_LIMIT_S
 
     def spend(self, characters: int) -> str:
@@ -66,13 +89,53 @@ class Budget:
             raise jinja2.TemplateError("it makes a value that is too large")
 
     def checked(self, value: Any) -> Any:
-        """The value, if it is not too large."""
-        if isinstance(value, (str, list, tuple, dict)):
+        """The value, if it is not too large with all that is in it.
+
+        A list may hold another one a thousand times and take no memory for it; whatever reads, compares or writes it
+        still goes through all of them. So an item counts as often as it is met.
+        """
+        if isinstance(value, str):
             self.check(len(value))
-            self.spend(len(value) // 8)
+            self.spend(len(value) // (8 if value.isascii() else 2))
         elif isinstance(value, int):
             self.check(value.bit_length() * 256)
+        elif isinstance(value, _CONTAINERS):
+            self._walk(value)
         return value
+
+    def _walk(self, value: Any) -> None:
+        items = characters = 0
+        waiting = [iter((value,))]
+        while waiting:
+            for item in waiting[-1]:
+                items += 1
+                if isinstance(item, str):
+                    characters += len(item)
+                elif isinstance(item, int):
+                    items += item.bit_length() // 64
+                if ITEM * items + characters > self.longest:
+                    self.check(ITEM * items + characters)
+                if isinstance(item, _CONTAINERS):
+                    waiting.append(_inside(item))
+                    break
+            else:
+                waiting.pop()
+        self.spend(ITEM * len(value) + items + characters // 8)  # memory of this list, time for all that is in it
+
+
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_CONTAINERS = (list, tuple, dict, set, frozenset, *_VIEWS)
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    return (part for pair in value.items() for part in pair) if isinstance(value, dict) else iter(value)
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace; it is not written out, because it can be changed, and hold itself, after it was checked."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
 
 
 class Environment(ImmutableSandboxedEnvironment):
@@ -84,19 +147,25 @@ class Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], optimized=False)
         self.budget = Budget(LONGEST_VALUE)
         own = {"replace": self._replace, "join": self._join, "tojson": self._to_json, "indent": self._indent}
-        self.filters = {**{name: self.filters[name] for name in _FILTERS}, **own, "_bounded": self._checked}
+        filters: dict[str, Any] = {name: self.filters[name] for name in _FILTERS}
+        filters |= {**own, "sum": self._sum, "_bounded": _same}
+        self.filters = {name: f if name in _SHALLOW else self._watched(f) for name, f in filters.items()}
+        tests: dict[str, Any] = self.tests
+        self.tests = {name: self._watched(f) if name in (*_COMPARING, "in") else f for name, f in tests.items()}
         self.finalize = self._shown
         self.globals = {
-            **{name: self.globals[name] for name in ("range", "dict", "namespace")},
+            **{name: self.globals[name] for name in ("range", "dict")},
+            "namespace": _Namespace,
             "raise_exception": _raise_exception,
             "strftime_now": lambda form: datetime.now().strftime(str(form)[:100]),
-            "_spend": self._spend,
-            "_concatenate": self._concatenate,
         }
 
     def bounded(self, source: str) -> nodes.Template:
         """The syntax tree of a template, in which whatever repeats or grows asks the budget first."""
-        tree: nodes.Template = _Bound().visit(self.parse(source))
+        tree = self.parse(source)
+        if (count := _count(tree)) > MOST_NODES:
+            raise jinja2.TemplateError(f"it has {count} parts, more than {MOST_NODES}")
+        tree = _Bound().visit(tree)
         tree.set_environment(self)
         return tree
 
@@ -119,18 +188,46 @@ class Environment(ImmutableSandboxedEnvironment):
             raise jinja2.TemplateError("text % values is not allowed")
         if operator == "*" and not numbers:
             sizes = [len(x) if hasattr(x, "__len__") else max(int(x), 0) for x in (left, right)]
-            self.budget.check(sizes[0] * sizes[1])
+            self.budget.check(sizes[0] * sizes[1] * (1 if isinstance(left, str) or isinstance(right, str) else ITEM))
         return self.budget.checked(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # also theirs
-        """A call that spends, and whose result is checked."""
+        """A call that spends, and whose arguments and result are checked."""
         self.budget.spend(0)
-        text, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(text, str) and name == "replace":
-            obj, args = self._replace, (text, *args)
-        elif isinstance(text, str) and name == "join":
-            obj, args = self._join, (*args, text)
+        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        if owner is self:  # what `_Bound` has put there
+            return obj(*args)
+        if isinstance(owner, str) and name == "replace":
+            obj, args = self._replace, (owner, *args)
+        elif isinstance(owner, str) and name == "join":
+            obj, args = self._join, (*args, owner)
+        elif isinstance(owner, _CONTAINERS) and name in ("count", "index"):
+            self.budget.checked(owner)
+        for value in (*args, *kwargs.values()):
+            self.budget.checked(value)
         return self.budget.checked(super().call(context, obj, *args, **kwargs))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """obj[argument]; a long tuple takes as long to look up as to read."""
+        return super().getitem(obj, self.budget.checked(argument))
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter or test whose arguments and result are checked; what it gives one by one spends for each."""
+
+        @wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.budget.spend(0)
+            for value in (*args, *kwargs.values()):
+                self.budget.checked(value)
+            result = function(*args, **kwargs)
+            return self._counted(result) if isinstance(result, Iterator) else self.budget.checked(result)
+
+        return watched
+
+    def _counted(self, values: Iterator[Any]) -> Iterator[Any]:
+        for value in values:
+            self.budget.spend(0)
+            yield value
 
     def _spend(self, characters: int) -> str:
         return self.budget.spend(characters)
@@ -140,11 +237,12 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def _shown(self, value: Any) -> Any:
         self.budget.spend(len(value) if isinstance(value, str) else 0)
-        return value
+        return value if isinstance(value, str) else self.budget.checked(value)
 
     def _concatenate(self, *values: Any) -> str:
-        self.budget.check(sum(len(str(value)) for value in values))
-        return "".join(map(str, values))
+        texts = [str(self.budget.checked(value)) for value in values]
+        self.budget.check(sum(map(len, texts)))
+        return str(self.budget.checked("".join(texts)))
 
     def _replace(self, text: Any, old: Any, new: Any, count: int | None = None) -> str:
         text, old, new = str(text), str(old), str(new)
@@ -154,13 +252,19 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def _join(self, values: Iterable[Any], between: str = "", attribute: Any = None) -> str:
         items = list(values) if attribute is None else [self.getitem(value, attribute) for value in values]
-        self.budget.check(sum(len(str(item)) for item in items) + len(items) * len(str(between)))
-        return str(between).join(map(str, items))
+        texts = list(map(str, self.budget.checked(items)))
+        self.budget.check(sum(map(len, texts)) + len(texts) * len(str(between)))
+        return str(between).join(texts)
+
+    def _sum(self, values: Iterable[Any], attribute: Any = None, start: float = 0) -> Any:
+        if not isinstance(start, (int, float)):  # lists would be copied again for each that is added
+            raise jinja2.TemplateError("only numbers can be summed")
+        return sum((value if attribute is None else self.getitem(value, attribute) for value in values), start)
 
     def _to_json(self, value: Any, indent: int | None = None, **options: Any) -> str:
         words = {key: options[key] for key in ("ensure_ascii", "separators", "sort_keys") if key in options}
         indent = None if indent is None else min(int(indent), 16)
-        return str(self._checked(json.dumps(value, **{"ensure_ascii": False, **words}, indent=indent)))
+        return json.dumps(value, **{"ensure_ascii": False, **words}, indent=indent)
 
     def _indent(self, text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
         fill = width if isinstance(width, str) else " " * min(int(width), 64)
@@ -181,7 +285,7 @@ class _Generation(Extension):
 
 
 class _Bound(NodeTransformer):
-    """Lets loops, macros, concatenations and captured blocks ask the budget."""
+    """Lets loops, macros, lists, slices, comparisons, concatenations and captured blocks ask the budget."""
 
     def visit_For(self, node: Any) -> Any:  # noqa: N802  # Jinja calls it by the node's name
         """Spend at the beginning of each round what the body writes by itself."""
@@ -197,6 +301,30 @@ class _Bound(NodeTransformer):
         self.generic_visit(node)
         return _call("_concatenate", *node.nodes)
 
+    def visit_List(self, node: Any) -> Any:  # noqa: N802
+        """[a, b] and {a: b}: what is in them may hold the same again and again."""
+        self.generic_visit(node)
+        return node if all(isinstance(item, nodes.Const) for item in node.items) else _call("_checked", node)
+
+    visit_Dict = visit_List  # noqa: N815
+
+    def visit_Tuple(self, node: Any) -> Any:  # noqa: N802
+        """(a, b), where it is no target."""
+        return self.visit_List(node) if node.ctx == "load" else self.generic_visit(node)
+
+    def visit_Getitem(self, node: Any) -> Any:  # noqa: N802
+        """a[1:], which is a copy."""
+        self.generic_visit(node)
+        return _call("_checked", node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: Any) -> Any:  # noqa: N802
+        """a == b, a in b, a < b < c."""
+        self.generic_visit(node)
+        for part in (node, *node.ops):
+            if not isinstance(part.expr, nodes.Const):
+                part.expr = _call("_checked", part.expr)
+        return node
+
     def visit_AssignBlock(self, node: Any) -> Any:  # noqa: N802
         """{% set x %}…{% endset %}."""
         self.generic_visit(node)
@@ -205,7 +333,20 @@ class _Bound(NodeTransformer):
 
 
 def _call(name: str, *args: Any) -> nodes.Call:
-    return nodes.Call(nodes.Name(name, "load"), list(args), [], None, None)
+    # By its attribute, because a template may give a variable any name.
+    return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None)
+
+
+def _count(tree: nodes.Node) -> int:
+    count, waiting = 0, [tree]
+    while waiting and count <= MOST_NODES:
+        count += 1
+        waiting.extend(waiting.pop().iter_child_nodes())
+    return count + len(waiting)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _raise_exception(message: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
 from bimo.tokenizer import bpe, chat
-from bimo.tokenizer.guarding import GuardedTokenizer
+from bimo.tokenizer.guarding import GuardedTokenizer, check_growth
 from bimo.tokenizer.incremental import IncrementalDecoder
 from bimo.tokenizer.pieces import ScoredPieces
 from bimo.tokenizer.special import BEGIN, END, END_OF_TURN, ENDS, PAD, SpecialTokens
@@ -49,6 +49,7 @@ class Tokenizer:
         self.content, self.where = content, where
         try:
             spelling = Spelling.of(content)
+            check_growth(content)
             ranks = bpe.ranks_of(content)
             # The fast encoder wants a token for each byte, and ids without a gap.
             whole = (

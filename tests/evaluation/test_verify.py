@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +18,24 @@ from parity.cases import CASES, case
 import bimo
 from bimo import LM, ModelSpec, Tokenizer, UserError, load, new
 from bimo.cli import main
+from bimo.core.artifacts import sha256
+from bimo.evaluation import exports
 from bimo.evaluation import verify as module
-from bimo.evaluation.certificate import Certificate, Finding
+from bimo.evaluation.certificate import Certificate, Finding, check_output
 from bimo.evaluation.comparing import TOLERANCES, compare, same_tokens
 from bimo.evaluation.parts import far_positions
 from bimo.evaluation.reference import ReferenceGPT
 
 ONE_OF_EACH = [*dict.fromkeys(family for family, _ in CASES.values())]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models as small as these are done before a second thread has begun."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +183,137 @@ def test_the_reference_generates_as_it_computes(lm: LM) -> None:
     reference = ReferenceGPT(lm.model.spec, weights)
     prompt = torch.tensor([[5, 6, 7]])
     assert reference.greedy(prompt[0].numpy(), 8) == lm.model.generate(prompt, 8)[0, 3:].tolist(), "greedy text"
+
+
+def test_the_chat_template_is_among_the_hashed_files(saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    certificate = bimo.verify(folder, references=(), formats=())
+    assert certificate.files["chat_template.jinja"] == sha256(folder / "chat_template.jinja"), "it settles what is read"
+
+
+@pytest.mark.parametrize("raised", [OSError(errno.ENOSPC, "No space left on device"), "safetensors", "inside"])
+def test_a_full_disk_is_no_export_that_is_left_out(
+    raised: OSError | str, lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        if isinstance(raised, OSError):
+            raise raised
+        if raised == "safetensors":
+            raise exports.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise UserError("cannot be written (No space left)") from OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(exports, "export", full)
+    with pytest.raises(UserError, match=r"cannot be written .*No space left"):
+        bimo.verify(lm, references=(), formats=("F32",))
+
+
+def test_no_folder_for_temporary_files_is_one_sentence(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(exports.tempfile, "TemporaryDirectory", none)
+    with pytest.raises(UserError, match="TMPDIR"):
+        bimo.verify(lm, references=(), formats=("hf",))
+
+
+@pytest.mark.parametrize("name", ["plain", "plain/below", "a\0b", "\ud800"])
+def test_an_output_that_cannot_be_is_one_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("mine", encoding="utf-8")
+    certificate = Certificate("x", "", {}, {}, {}, {}, TOLERANCES, ())
+    for write in (check_output, certificate.save):
+        with pytest.raises(UserError, match=r"cannot be written|no name of a file"):
+            write(tmp_path / name)
+    assert (tmp_path / "plain").read_text(encoding="utf-8") == "mine", "as it was"
+
+
+def test_an_output_that_can_be_is_made_and_left_empty(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == [], "the probe is gone"
+
+
+def test_a_certificate_that_the_disk_has_no_room_for_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *arguments: object, **options: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left"):
+        Certificate("x", "", {}, {}, {}, {}, TOLERANCES, ()).save(tmp_path)
+    assert list(tmp_path.iterdir()) == [], "no certificate of zero bytes"
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**40, 1.5])
+def test_a_seed_that_torch_does_not_take_is_one_sentence(seed: int, lm: LM) -> None:
+    with pytest.raises(UserError, match="seed"):
+        bimo.verify(lm, references=(), formats=(), seed=seed)
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)])
+def test_the_outermost_seeds_are_taken(seed: int, tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    lm = new(replace(spec, n_experts=4, n_experts_per_token=2, d_expert=16), tokenizer)
+    assert bimo.verify(lm, references=(), formats=(), seed=seed).ok, "the seeds beside it are tried, too"
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "rmsnorm_1p", "layernorm"])
+@pytest.mark.parametrize("sizes", [{"head_dim": 1, "positions": "learned"}, {"d_model": 1}], ids=["head", "model"])
+def test_a_norm_over_one_number_is_verified(sizes: dict, norm: str, tokenizer: Tokenizer, spec: ModelSpec) -> None:  # type: ignore[type-arg]
+    lm = new(replace(spec, norm=norm, context_length=24, **sizes), tokenizer)
+    certificate = bimo.verify(lm, references=("numpy",), formats=())
+    assert certificate.ok, list(map(str, certificate.findings))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_is_opened(kind: type, saved: Path) -> None:
+    certificate = bimo.verify(kind(saved), references=(), formats=())
+    assert certificate.ok, certificate.verdict
+    assert "model.safetensors" in certificate.files, "its files"
+
+
+@pytest.mark.parametrize("what", ["nothing", "its module", "a number"])
+def test_what_is_no_model_is_one_sentence(what: str, lm: LM) -> None:
+    given = {"nothing": None, "its module": lm.model, "a number": 7}[what]
+    with pytest.raises(UserError, match=r"bimo\.LM"):
+        bimo.verify(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_dtype_is_one_sentence(dtype: torch.dtype, tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    lm = new(spec, tokenizer)
+    lm.model.to(dtype)
+    with pytest.raises(UserError, match=r"lm\.model\.float\(\)"):
+        bimo.verify(lm)
+
+
+def test_no_formats_and_no_references_may_be_none(lm: LM) -> None:
+    assert bimo.verify(lm, references=None, formats=None).ok, "as an empty list"
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_model_stays_in_the_mode_that_it_was_in(mode: bool, tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    lm = new(spec, tokenizer)
+    lm.model.train(mode)
+    bimo.verify(lm, references=(), formats=())
+    assert {module.training for module in lm.model.modules()} == {mode}, "training or not"
+
+
+def test_without_a_reference_nothing_is_called_verified(saved: Path) -> None:
+    alone = bimo.verify(saved, references=(), formats=("hf",)).verdict
+    assert alone.startswith("EQUAL TO ITSELF"), alone
+    assert "VERIFIED" not in alone, "not even as a part of it"
+
+
+def test_one_reference_is_enough_to_be_called_verified(saved: Path) -> None:
+    verdict = bimo.verify(saved, references=("numpy",), formats=()).verdict
+    assert verdict.startswith("VERIFIED"), verdict
+
+
+def test_a_file_that_its_manifest_does_not_know_is_not_verified(saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    with (folder / "config.json").open("a", encoding="utf-8") as file:
+        file.write(" ")
+    changed, untouched = (bimo.verify(path, references=(), formats=()) for path in (folder, saved))
+    assert [found.tensor for found in changed.findings if not found.ok] == ["config.json"], "nothing else can tell"
+    assert untouched.ok, untouched.verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,22 @@ import torch
 
 import bimo
 from bimo import GPT, LM, ModelSpec, Tokenizer, UserError, load, new
+from bimo.core.artifacts import write_folder
+from bimo.core.spec import RopeScaling
 from bimo.evaluation.exports import LIMITS, compare_export
+from bimo.interop.architectures import architecture_of
 from bimo.interop.gguf import EXPORTS
 from bimo.interop.gguf_file import read_gguf
 from bimo.model.blocks import FORMATS
 
+GEMMA = {
+    **{"norm": "rmsnorm_1p", "norm_placement": "sandwich", "feedforward": "geglu", "qk_norm": False},
+    **{"embedding_scale": 48**0.5, "head_dim": 16, "window": 8, "attention_softcap": 50.0, "logit_softcap": 30.0},
+}
+GPT2 = {
+    **{"norm": "layernorm", "positions": "learned", "feedforward": "gelu", "biases": "all", "qk_norm": False},
+    "n_kv_heads": 4,
+}
 WIDE = {"d_model": 256, "d_ff": 512, "n_layers": 1}
 
 
@@ -114,6 +126,12 @@ def test_a_chat_template_travels_in_the_file(lm: LM, tmp_path: Path) -> None:
         ({"attention_softcap": 3.0}, "attention_softcap"),
         ({"unrotated_layers": (0,)}, "unrotated_layers"),
         ({"norm": "layernorm"}, "norm"),
+        ({"rotary_dim": 8}, "rotary_dim"),  # of which llama.cpp would die
+        (
+            {**GEMMA, "n_layers": 46, "full_layers": tuple(range(1, 46, 2))},
+            "attention_scale",
+        ),  # which it takes for the 27B
+        ({**GPT2, "head_dim": 8}, "head_dim"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
@@ -123,6 +141,26 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     with pytest.raises(UserError, match=rf"llama\.cpp has no architecture .*{word}"):
         lm.export(tmp_path / "a.gguf")
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize(("attention_factor", "name"), [(1.0, "llama"), (1.2, "phi3")])
+def test_factors_of_the_positions_go_where_all_of_them_can_be_said(
+    attention_factor: float, name: str, spec: ModelSpec
+) -> None:
+    factors = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5)
+    scaling = RopeScaling(
+        "longrope",
+        **{"original_context": 16, "attention_factor": attention_factor},
+        **{"short_factors": factors, "long_factors": factors},
+    )
+    assert architecture_of(replace(spec, qk_norm=False, rope_scaling=scaling)).name == name
+
+
+@pytest.mark.parametrize(("n_layers", "width"), [(4, 16), (46, 12)])
+def test_the_scale_of_gemmas_scores_is_that_of_llama_cpp(n_layers: int, width: int, spec: ModelSpec) -> None:
+    changes = {**GEMMA, "n_layers": n_layers, "full_layers": tuple(range(1, n_layers, 2))}
+    scaled = replace(spec, **changes, attention_scale=width**-0.5)  # 48 numbers for 4 heads, or the head's own 16
+    assert architecture_of(scaled).name == "gemma2", "it is the one that its number of layers means"
 
 
 def test_an_unknown_format_names_the_nearest(lm: LM, tmp_path: Path) -> None:
@@ -136,8 +174,60 @@ def test_a_model_without_a_tokenizer_is_no_gguf_file(lm: LM, tmp_path: Path) -> 
 
 
 def test_a_file_does_not_take_the_place_of_a_folder(lm: LM, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").mkdir()
     with pytest.raises(UserError, match="this is a folder"):
-        lm.export(tmp_path, "F16")
+        lm.export(tmp_path / "x.gguf", "F16")
+
+
+@pytest.mark.parametrize(("name", "format"), [("x.gguf", "hf"), ("x.bin", "Q8_0"), ("x.gguf", "onnx"), ("x", "F16")])
+def test_a_name_of_another_kind_is_refused(lm: LM, name: str, format: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="another kind"):
+        lm.export(tmp_path / name, format)
+
+
+@pytest.mark.parametrize("format", ["hf", "F16"])
+def test_what_the_model_was_read_from_is_not_written_over(lm: LM, format: str, tmp_path: Path) -> None:
+    path = lm.export(tmp_path / ("x" if format == "hf" else "x.gguf"), format)
+    with pytest.raises(UserError, match="read from"):
+        load(path).export(path, format)
+    lm.export(path, format)  # the control: another model may take its place
+
+
+def test_a_file_that_is_no_model_is_not_written_over(lm: LM, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_text("my notes")
+    with pytest.raises(UserError, match="something else"):
+        lm.export(tmp_path / "x.gguf")
+    assert (tmp_path / "x.gguf").read_text() == "my notes", "untouched"
+
+
+def test_a_run_and_a_checkpoint_are_not_written_over(lm: LM, tmp_path: Path) -> None:
+    run = lm.save(tmp_path / "run")
+    (run / "run.yaml").write_text("name: run")
+    with write_folder(tmp_path / "step") as checkpoint:
+        (checkpoint / "trainer.json").write_text("{}")
+    for folder in (run, tmp_path / "step"):
+        with pytest.raises(UserError, match=r"would be lost|other things"):
+            lm.save(folder)
+    (run / "run.yaml").unlink()
+    lm.save(run)  # the control: a model's folder may be
+
+
+@pytest.mark.parametrize(("format", "size"), [("F16", 1e5), ("Q8_0", 1e7), ("Q4_0", 1e6), ("Q4_K", 1e7), ("hf", 1e5)])
+def test_a_number_that_would_become_infinite_is_refused(wide: LM, format: str, size: float, tmp_path: Path) -> None:
+    lm = LM(copy.deepcopy(wide.model), wide.tokenizer)
+    lm.model.layers[0].mlp.up_proj.weight.data[0, 0] = size
+    with pytest.raises(UserError, match="does not fit"):
+        lm.export(
+            tmp_path / ("x" if format == "hf" else "x.gguf"), format, dtype="float16" if format == "hf" else "float32"
+        )
+    lm.export(tmp_path / "y.gguf", "BF16")  # the control
+
+
+@pytest.mark.parametrize("name", ["\udcff.gguf", "a\0b.gguf", "f/x.gguf", "x" * 300 + ".gguf"])
+def test_a_place_that_cannot_be_is_one_sentence(lm: LM, name: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("a file")
+    with pytest.raises(UserError):
+        lm.export(tmp_path / name)
 
 
 def test_a_number_that_is_none_is_not_quantised(wide: LM, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def test_every_family_is_one_table_of_less_than_sixty_lines() -> None:
     ("changes", "words"),
     [
         ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
-        ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish', which is none of gelu, .*, silu, swish, is not supported"),
         ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "rotary scaling 'spiral' is not supported"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"num_attention_heads": 31}, "must be a multiple of n_kv_heads"),
@@ -201,6 +202,86 @@ def test_every_family_is_one_table_of_less_than_sixty_lines() -> None:
 def test_what_bimo_does_not_compute_is_refused_and_not_approximated(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         read_config({**PUBLISHED["Llama 2 7B"], **changes}, "config.json")
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+FULL, SLIDING = "full_attention", "sliding_attention"
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+NESTED = {FULL: {"rope_theta": 5.0}, SLIDING: {"rope_theta": 6.0}}
+
+
+def small(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **sizes(48, 88, 2, 4, 4, 211, 8192), **changes}
+
+
+@pytest.mark.parametrize(
+    "published",
+    [
+        small("llama", rope_parameters={"rope_theta": 5.0}, rope_scaling=LINEAR),
+        small("llama", rope_parameters=LINEAR, rope_theta=7.0),
+        small("phi3", rope_parameters={"partial_rotary_factor": 0.5}, rope_scaling={"type": "default"}),
+        small("phi3", rope_scaling={**LONGROPE, "original_max_position_embeddings": 64}),
+        small("gpt_neox", rotary_pct=0.5, rope_parameters={"partial_rotary_factor": 1.0}, rope_scaling=LINEAR),
+        small("gemma3_text", rope_parameters=NESTED, rope_scaling=LINEAR, layer_types=[SLIDING, FULL]),
+        small("gemma3_text", rope_scaling={**YARN, "truncate": True}, original_max_position_embeddings=16),
+        small("gemma3_text", sliding_window_pattern=2),
+        small("gemma2", sliding_window_pattern=1),
+        small("qwen2", use_sliding_window=True, max_window_layers=1),
+        small("qwen3", use_sliding_window=True, max_window_layers=1),
+        small("qwen3", use_sliding_window=True, sliding_window=None, max_window_layers=1),
+        small("qwen3_moe", use_sliding_window=True, **EXPERTS),
+        small("smollm3", use_sliding_window=True, sliding_window=5, no_rope_layers=[1, 0]),
+    ],
+    ids=str,
+)
+def test_keys_that_contradict_each_other_mean_what_transformers_makes_of_them(published: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    today = getattr(transformers, f"{CLASSES[published['model_type']]}Config")(**copy.deepcopy(published)).to_dict()
+    assert read_config(published, "x") == read_config(today, "x"), "the same model"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (small("gpt_neox", rotary_pct=0), "rotary_pct 0, which turns no dimension of a head, is not supported"),
+        (small("gpt_neox", rotary_pct=0.05), "rotary_pct 0.05, which turns no dimension"),
+        (small("phi3", partial_rotary_factor=0.05), "partial_rotary_factor 0.05, which turns no dimension"),
+        (small("llama", partial_rotary_factor=0.0), "partial_rotary_factor 0.0 is not supported"),
+        (small("phi3", rope_scaling=LINEAR), "rotary scaling 'linear' is not supported"),
+        (small("llama", rope_parameters=NESTED), "rope_parameters by layer type is not supported"),
+        (small("qwen3", rope_parameters={FULL: {"rope_theta": 5.0}}), "rope_parameters by layer type"),
+        (small("gemma3_text", rope_parameters=LINEAR), "rope_parameters without layer types is not supported"),
+        (small("gemma3_text", rope_scaling={"type": "linear", "factor": 2.0}), "type 'linear' without rope_type"),
+        (small("gemma3_text", rope_parameters={SLIDING: {"type": "linear", "factor": 2.0}}), "layers with a window"),
+        *((small(m, layer_types=[SLIDING, FULL], sliding_window=None), "without a sliding_window")
+          for m in ("gemma2", "gemma3_text", "qwen2", "qwen3", "smollm3")),
+        (small("qwen3", layer_types=[SLIDING] * 2, sliding_window=7, use_sliding_window=False), "that is in use"),
+        (small("gemma2", sliding_window=0), "sliding_window 0 is not supported"),
+        (small("mistral", sliding_window=0), "sliding_window 0 is not supported"),
+        (small("qwen3_moe", sliding_window=0, use_sliding_window=True), "sliding_window 0 is not supported"),
+        *((small("qwen3", layer_types=[FULL] * n), f"layer_types for {n} layers, where num_hidden_layers is 2, is not")
+          for n in (0, 1, 3)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_transformers_takes_in_another_way_is_refused(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_config(config, "config.json")
+
+
+def test_an_attention_factor_of_zero_is_a_value() -> None:
+    for factor, expected in ((0.0, 0.0), (None, pytest.approx(1.1386, abs=1e-4))):
+        spec = read_config(small("llama", rope_parameters={**YARN, "attention_factor": factor}), "x")
+        assert spec.rope_scaling.attention_factor == expected, "only a missing one is derived"
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"), [("gelu_python", "geglu_erf"), ("gelu", "geglu_erf"), ("gelu_python_tanh", "geglu")]
+)
+def test_a_slow_spelling_of_gelu_is_gelu(name: str, ours: str) -> None:
+    assert read_config(small("llama", hidden_act=name), "x").feedforward == ours, "one function, two spellings"
 
 
 def test_a_spec_that_no_family_says_belongs_to_none() -> None:

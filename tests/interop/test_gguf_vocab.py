@@ -11,6 +11,7 @@ import json
 import unicodedata
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ EXPORTABLE = ["gpt2", "llama3", "qwen2", "smollm2", "deepseek", "neox", "olmo2",
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 
 
+SMALL = ModelSpec(n_layers=1, n_heads=2, d_model=32, context_length=64)
+
+
 @cache
 def made(kind: str) -> str:
     return KINDS[kind]().to_str()
@@ -45,7 +49,7 @@ def made_with(kind: str, *added: AddedToken) -> Tokenizer:
 
 
 def exported(tokenizer: Tokenizer, folder: Path) -> Path:
-    spec = ModelSpec(n_layers=1, n_heads=2, d_model=32, context_length=64, vocab_size=tokenizer.vocab_size)
+    spec = replace(SMALL, vocab_size=tokenizer.vocab_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they say has tests of its own
         return new(spec, tokenizer).export(folder / "model.gguf", "F16")
@@ -238,7 +242,9 @@ def test_a_tokenizer_that_llama_cpp_has_no_way_for_is_refused(kind: str, why: st
 @needs_llama_cpp
 def test_tekken_would_be_cut_otherwise(tmp_path: Path) -> None:
     content = json.loads(made("tekken"))
-    content["pre_tokenizer"] = pretokenizers.to_json(next(k for k in pretokenizers.KNOWN if "tekken" in k.names).stages)
+    content["pre_tokenizer"] = pretokenizers.to_json(
+        next(k for k in pretokenizers.KNOWN if "tekken" in k.names).stages, content["model"]["vocab"]
+    )
     theirs = LlamaCpp(exported(Tokenizer(content), tmp_path), only_vocabulary=True)
     assert unlike(Tokenizer(json.loads(made("tekken"))), theirs, TEXT), "the control for refusing it"
 
@@ -354,6 +360,30 @@ def test_a_conversation_gives_llama_cpps_ids(tmp_path: Path) -> None:
     rendered = ours._template.render(messages)
     assert ours.encode_chat(messages) == theirs.encode_marked(rendered), "the same ids"
     assert ours.end_id == ours.control_tokens["<|im_end|>"], "and the same end"
+
+
+@needs_llama_cpp
+def test_nothing_merges_across_a_byte_that_the_vocabulary_lacks(tmp_path: Path) -> None:
+    content = json.loads(made("smollm2"))
+    vocab = content["model"]["vocab"]
+    for piece in [piece for piece in vocab if "Ć" in piece]:  # the letter of the byte 6
+        number = vocab.pop(piece)
+        vocab[f"[GONE {number}]"] = number
+    content["model"]["merges"] = [pair for pair in content["model"]["merges"] if "Ć" not in "".join(pair)]
+    for pair in (("'", "'"), ("Ġ", "'")):
+        vocab.setdefault("".join(pair), len(vocab))
+        content["model"]["merges"] = [list(pair), *(m for m in content["model"]["merges"] if m != list(pair))]
+    with pytest.warns(UserWarning, match="a byte that the vocabulary lacks"):
+        path = new(SMALL, Tokenizer(content)).export(tmp_path / "model.gguf", "F16")
+    ours, theirs = opened(path), LlamaCpp(path, only_vocabulary=True)
+    texts = ["a '\6' b", " \6'", "\6", "\6\6 ''", "x\6"]
+    assert unlike(ours, theirs, texts) == [], "as llama.cpp reads the file"
+    assert unlike(Tokenizer(content), theirs, texts), "the control: without the cut they merge"
+    ours.save(tmp_path / "folder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = new(SMALL, Tokenizer.load(tmp_path / "folder")).export(tmp_path / "again.gguf", "F16")
+    assert unlike(opened(again), theirs, texts) == [], "and it stays so"
 
 
 @needs_llama_cpp

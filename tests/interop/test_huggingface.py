@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bimo import LM, ModelSpec, UserError, load, new
+from bimo import LM, ModelSpec, Tokenizer, UserError, load, new
 from bimo.interop.families import canonical
 
 transformers = pytest.importorskip("transformers", reason="the reference is an extra")
@@ -109,3 +109,40 @@ def test_a_missing_tensor_is_named(lm: LM, tmp_path: Path) -> None:
     save_file(tensors, path)
     with pytest.raises(UserError, match=r"'model\.norm\.weight' is missing"):
         load(tmp_path / "model")
+
+
+def edited(folder: Path, **fields: object) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return folder
+
+
+def test_fields_that_another_tool_changed_count_more_than_what_bimo_wrote_beside_them(lm: LM, tmp_path: Path) -> None:
+    spec = load(edited(lm.save(tmp_path / "model"), rms_norm_eps=0.5)).model.spec
+    assert spec.norm_eps == 0.5, "as transformers reads it"
+
+
+def test_what_sees_the_future_is_refused(lm: LM, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unusual attention"):
+        load(edited(lm.save(tmp_path / "model"), is_causal=False))
+
+
+def test_a_head_that_is_not_the_embeddings_counts_though_the_file_says_that_they_are_tied(
+    spec: ModelSpec, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="the reference is an extra")
+    untied = new(replace(spec, tied_embeddings=False), tokenizer, seed=1)
+    folder = edited(untied.save(tmp_path / "model"), tie_word_embeddings=True)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.allclose(load(folder).model(ids), theirs(ids).logits, atol=1e-4), "as transformers has it"
+
+
+def test_a_base_of_its_own_in_windows_that_hide_nothing_is_not_lost(
+    spec: ModelSpec, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    odd = replace(spec, window=spec.context_length, window_rope_theta=50.0)
+    folder = new(odd, tokenizer, seed=1).save(tmp_path / "model")
+    assert json.loads((folder / "config.json").read_text())["model_type"] != "qwen3", "which has one base"
+    assert load(folder).model.spec.window_rope_theta == 50.0, "it comes back"

@@ -82,6 +82,33 @@ HOSTILE = {
     "doubling": "{% set n=namespace(x='aa') %}{% for i in range(60) %}{% set n.x=n.x ~ n.x %}{% endfor %}{{n.x}}",
     "doubling lists": "{% set n=namespace(x=[1]) %}{% for i in range(60) %}{% set n.x=n.x+n.x %}{% endfor %}{{n.x}}",
     "blocks": "{% set n=namespace(x='a') %}{% for i in range(60) %}{% set n.x %}{{n.x}}{{n.x}}{% endset %}{% endfor %}",
+    "lists of one list": "{% set a=[0]*100000 %}{% set a=[a]*100000 %}{{ a|tojson|length }}",
+    **{
+        f"lists {use}": "{% set a=[0]*8000 %}{% set a=[a]*8000 %}" + use
+        for use in ("{{ a|string|length }}", "{{ (a ~ '')|length }}", "{{ a|join|length }}", "{{ a }}", "{{ 1 in a }}")
+    },
+    **{
+        f"nested {value}": "{% set n=namespace(x=(1,)) %}{% for i in range(60) %}{% set n.x="
+        + value
+        + " %}{% endfor %}{{ n.x|string|length }}"
+        for value in (
+            "[n.x,n.x]",
+            "(n.x,n.x)",
+            "{'a':n.x,'b':n.x}",
+            "dict(a=n.x,b=n.x)",
+            "[n.x]*2",
+            "{n.x:n.x}.items()",
+        )
+    },
+    "hashes": "{% set n=namespace(x=(1,)) %}{% for i in range(60) %}{% set n.x=(n.x,n.x) %}{% endfor %}{{ {}[n.x] }}",
+    "sum of lists": "{% set a=[0]*10000 %}{{ ([a]*10)|sum(start=[])|length }}",
+    "slices": "{% set s='a'*999999 %}{% set x=[" + "s[1:]," * 500 + "] %}",
+    "kept": "{% set n=namespace(x=0) %}{% set s='a'*999999 %}{% for i in range(9999) %}"
+    "{% set n.x=namespace(a=n.x, b=s[1:]) %}{% endfor %}",
+    "look-ups": "{% set a=(0,)*100000 %}{% set d={} %}{% set x=[" + "d[a]," * 500 + "] %}",
+    "own names": "{% macro _spend(x) %}{% endmacro %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
+    "{% endfor %}",
+    "concatenations": "{{ 'a' ~ 'b' }}" * 15_000,
     "macros": "{% macro f(x) %}{{x}}{{x}}{% endmacro %}{{ " + "f(" * 40 + "'aa'" + ")" * 40 + " }}",
     "recursion": "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
     "replace": "{% set x='a'*9999 %}{{ x.replace('a', x).replace('a', x) }}",
@@ -135,6 +162,25 @@ def test_hostile_templates_are_refused_in_time_and_memory(name: str) -> None:
         tracemalloc.stop()
     assert time.monotonic() - start < 10, "it ends (by itself after 2 s; tracing makes it slower)"
     assert peak < 200e6, f"{peak / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_eight_times_as_long_as_a_real_one_is_rendered(name: str) -> None:
+    template = ChatTemplate(TEMPLATES[name] * 8, tokens=TOKENS)
+    once = ChatTemplate(TEMPLATES[name], tokens=TOKENS).render([USER])
+    assert template.render([USER]).count(once.strip()) == 8, "there is room"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_long_conversation_is_rendered(name: str) -> None:
+    messages = [USER, {"role": "assistant", "content": "Ink, 墨。\n" * 50}] * 300
+    assert ChatTemplate(TEMPLATES[name], tokens=TOKENS).render(messages).count("What is 墨?") == 300, "all of it"
+
+
+def test_ordinary_values_in_lists_are_written_as_python_does() -> None:
+    source = "{% set a=[1, 'b', (2.5, none)] %}{{ a }}{{ a|tojson }}{{ [a]*2 == [a, a] }}{{ {'k': a}['k'][1:] }}"
+    wanted = "[1, 'b', (2.5, None)]" + '[1, "b", [2.5, null]]' + "True['b', (2.5, None)]"
+    assert ChatTemplate(source, tokens={}).render([USER]) == wanted, "limits change no text"
 
 
 def test_a_refusal_of_the_template_is_a_sentence_with_its_words() -> None:

@@ -169,3 +169,13 @@ def test_chat_ids_by_hand(tokenizer: Tokenizer) -> None:
 def test_malformed_chats_are_refused_with_the_message_number(messages: object, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         chat.check_messages(messages)  # type: ignore[arg-type]
+
+
+def test_padding_and_truncation_of_a_file_change_no_ids(tokenizer: Tokenizer) -> None:
+    content = json.loads(json.dumps(tokenizer.content))
+    content["pre_tokenizer"]["pretokenizers"].append({"type": "Digits", "individual_digits": True})  # the slow encoder
+    plain = Tokenizer(content).encode(SCRIPTS[3])
+    padding = {"strategy": {"Fixed": 10**8}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    content["padding"] = {**padding, "pad_type_id": 0, "pad_token": "x"}
+    content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    assert Tokenizer(content).encode(SCRIPTS[3]) == plain, "all of the text and nothing else"

@@ -15,6 +15,12 @@ from interop.hostile.folder_changes import (
     vocabulary,
 )
 
+
+def replace(old: str, new: str) -> dict[str, object]:
+    """A step of a normalizer."""
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
 TOKENIZER: dict[str, tuple[Change, str]] = {
     "empty": (raw("tokenizer.json", b""), "cannot be read as JSON"),
     "a_list": (raw("tokenizer.json", b"[]"), "not a JSON object"),
@@ -102,6 +108,64 @@ TOKENIZER: dict[str, tuple[Change, str]] = {
         "endlessly long",
     ),
     "normalizer_unknown": (vocabulary(lambda c: c.update(normalizer={"type": "Magic"})), "not a tokenizer"),
+    "normalizer_that_grows": (
+        vocabulary(lambda c: c.update(normalizer={"type": "Sequence", "normalizers": [replace("x", "x" * 60)] * 3})),
+        "128 times as long",
+    ),
+    "normalizer_that_grows_by_an_expression": (
+        vocabulary(
+            lambda c: c.update(
+                normalizer={
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Replace", "pattern": {"Regex": "x"}, "content": "xxx"}] * 16,
+                }
+            )
+        ),
+        "128 times as long",
+    ),
+    "normalizer_that_fills": (
+        vocabulary(lambda c: c.update(normalizer=replace("x", "x" * 1000))),
+        "at most 64 characters",
+    ),
+    "normalizer_that_replaces_nothing": (vocabulary(lambda c: c.update(normalizer=replace("", "x"))), "of nothing"),
+    "normalizer_that_prepends_a_million": (
+        vocabulary(lambda c: c.update(normalizer={"type": "Prepend", "prepend": "x" * 10**6})),
+        "larger than such a file|at most 64 characters",
+    ),
+    "normalizer_that_prepends_a_thousand": (
+        vocabulary(lambda c: c.update(normalizer={"type": "Prepend", "prepend": "x" * 1000})),
+        "at most 64 characters",
+    ),
+    "normalizer_with_a_table_of_long_texts": (
+        vocabulary(
+            lambda c: c.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA" * 2 + 999 * "eHh4"})
+        ),
+        "128 times as long",
+    ),
+    "normalizer_of_9000_steps": (
+        vocabulary(lambda c: c.update(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 9000})),
+        "steps before the model",
+    ),
+    "suffix_of_a_thousand_letters": (model(end_of_word_suffix="x" * 1000), "at most 64 characters"),
+    "metaspace_of_many_letters": (
+        vocabulary(
+            lambda c: c.update(
+                pre_tokenizer={"type": "Metaspace", "replacement": "x" * 1000, "prepend_scheme": "always"}
+            )
+        ),
+        "one character",
+    ),
+    "bytes_of_bytes": (
+        vocabulary(
+            lambda c: c.update(
+                pre_tokenizer={
+                    "type": "Sequence",
+                    "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}] * 30,
+                }
+            )
+        ),
+        "128 times as long",
+    ),
     "pre_tokenizer_unknown": (vocabulary(lambda c: c.update(pre_tokenizer={"type": "Magic"})), "not a tokenizer"),
     "pre_tokenizer_of_no_expression": (
         vocabulary(
@@ -180,6 +244,11 @@ TEMPLATES = {
     "that_looks_inside": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "that_reads_files": "{% include '/etc/passwd' %}",
     "that_is_no_template": "{% if %}",
+    "of_lists_of_one_list": "{% set a=[0]*100000 %}{% set a=[a]*100000 %}{{ a|tojson|length }}",
+    "of_lists_as_text": "{% set a=[0]*20000 %}{% set a=[a]*2000 %}{{ a|string|length }}",
+    "that_writes_lists": "{% set n=namespace(x=1) %}{% for i in range(60) %}{% set n.x=[n.x,n.x] %}{% endfor %}{{n.x}}",
+    "of_many_concatenations": "{{ 'a' ~ 'b' }}" * 15_000,
+    "of_many_parts": "{{a}}" * 13_000,
     "nested_deeply": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "of_many_branches": "{% if 1 %}" * 5000 + "{% endif %}" * 5000,
 }
