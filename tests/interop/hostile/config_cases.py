@@ -51,12 +51,12 @@ NUMBERS = {
     "of_400_digits": 10**400,
 }
 
-SIZE = "must|asks for"
+SIZE = "must|asks for|layer_types for|wrong value"
 
 CONFIG: dict[str, tuple[Change, str]] = {
     **{f"{key}_{name}": (config(key, value), SIZE) for key in SIZES for name, value in WRONG.items()},
     **{
-        f"{key}_zero": (config(key, 0), "must be at least 1")
+        f"{key}_zero": (config(key, 0), "must be at least 1|layer_types for")
         for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     },
     **{f"rms_norm_eps_{name}": (config("rms_norm_eps", value), "norm_eps") for name, value in NUMBERS.items()},
@@ -88,8 +88,8 @@ CONFIG: dict[str, tuple[Change, str]] = {
     "size_missing": (edit("config.json", lambda c: c.pop("hidden_size")), "'hidden_size' is missing"),
     "layers_10_9": (config("num_hidden_layers", 10**9), "layers"),
     "layers_more_than_tensors": (config("num_hidden_layers", 100), "layers|missing"),
-    "layers_one_more": (config("num_hidden_layers", 3), "missing"),
-    "layers_one_fewer": (config("num_hidden_layers", 1), "no tensor of that name"),
+    "layers_one_more": (config("num_hidden_layers", 3), "missing|layer_types for"),
+    "layers_one_fewer": (config("num_hidden_layers", 1), "no tensor of that name|layer_types for"),
     "experts_10_9": (
         several(model_type="mixtral", num_local_experts=10**9, num_experts_per_tok=2),
         "experts",
@@ -103,7 +103,7 @@ CONFIG: dict[str, tuple[Change, str]] = {
     "layer_types_a_number": (config("layer_types", 5), "wrong value"),
     "layer_types_too_few": (
         several(layer_types=["sliding_attention"], use_sliding_window=True, sliding_window=8),
-        "wrong value",
+        "layer_types for",
     ),
     "scaling_a_text": (config("rope_scaling", "yarn"), "wrong value"),
     "scaling_unknown": (scaling(rope_type="magic"), "'magic'"),

@@ -155,7 +155,7 @@ WEIGHTS: dict[str, tuple[Change, str]] = {
     "index_pickled": (index({LAYER: "pytorch_model.bin"}), "no .safetensors file of this folder"),
     "index_nothing": (index({LAYER: ""}), "no .safetensors file of this folder"),
     "index_dots": (index({LAYER: ".."}), "no .safetensors file of this folder"),
-    "index_with_a_null": (index({LAYER: "a\0.safetensors"}), "damaged weights"),
+    "index_with_a_null": (index({LAYER: "a\0.safetensors"}), "damaged weights|no such file"),
     "index_of_an_endless_name": (index({LAYER: "a" * 5000 + ".safetensors"}), "damaged weights|can"),
     "index_of_what_is_not_there": (
         index({LAYER: "model-00002-of-00001.safetensors"}),
