@@ -62,6 +62,7 @@ def test_python_of_the_models_page_runs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(REGISTRIES["feedforward"], "registered", {})  # what the page registers is gone afterwards
     for block in re.findall(r"```python\n(.*?)```", MODELS.read_text(encoding="utf-8"), flags=re.DOTALL):
         exec(compile(block, "models.md", "exec"), {"__name__": "models"})
+    assert "squared_relu" in REGISTRIES["feedforward"].registered, "what the page registers is there"
 
 
 def test_the_models_page_names_every_family() -> None:

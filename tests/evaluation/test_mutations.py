@@ -6,7 +6,7 @@ A bug that moves nothing would prove nothing, so the models are made such that e
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -606,15 +606,6 @@ bug("two merges are swapped", "qwen", "tokenizer")(tokenizer_of(swap_merges))
 bug("digits are cut otherwise", "qwen", "tokenizer")(tokenizer_of(change_digits))
 bug("two letters have each other's ids", "qwen", "tokenizer")(tokenizer_of(swap_letters))
 bug("the last merge is lost", "qwen", "tokenizer")(tokenizer_of(lambda content: content["model"]["merges"].pop(0)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models as small as these are done before a second thread has begun."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

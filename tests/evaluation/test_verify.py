@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,15 +28,6 @@ from bimo.evaluation.reference import ReferenceGPT
 ONE_OF_EACH = [*dict.fromkeys(family for family, _ in CASES.values())]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models as small as these are done before a second thread has begun."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def saved(lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lm.save(tmp_path_factory.mktemp("verify") / "model")
@@ -45,7 +35,7 @@ def saved(lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", ONE_OF_EACH)
 def test_a_sound_model_of_every_family_is_verified(family: str, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="the reference is an extra")
     name = next(name for name, (other, _) in CASES.items() if other == family)
     case(name).save_pretrained(tmp_path)
     certificate = bimo.verify(load(tmp_path), formats=("hf",))

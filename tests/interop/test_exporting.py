@@ -39,7 +39,7 @@ def wide(tokenizer: Tokenizer) -> LM:
 
 
 def test_a_folder_opens_in_transformers_with_no_further_step(lm: LM, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference is an extra")
     folder = lm.export(tmp_path / "model")
     model, tokenizer = (
         auto.from_pretrained(folder) for auto in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer)
@@ -239,7 +239,7 @@ def test_a_number_that_is_none_is_not_quantised(wide: LM, tmp_path: Path) -> Non
 
 
 def test_a_graph_runs_in_onnxruntime_at_any_length(spec: ModelSpec, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="an extra brings it")
     lm = new(replace(spec, window=6, qk_norm=False, norm="layernorm", biases="all"), tokenizer, seed=2)
     session = onnxruntime.InferenceSession(str(lm.export(tmp_path / "model.onnx")))
     for rows, length in ((1, 2), (3, 5), (2, 64)):
@@ -251,7 +251,7 @@ def test_a_graph_runs_in_onnxruntime_at_any_length(spec: ModelSpec, tokenizer: T
 
 
 def test_a_graph_that_cannot_be_is_refused_in_words(spec: ModelSpec, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxscript", reason="an extra brings it")
     lm = new(replace(spec, n_experts=3, d_expert=32), tokenizer)
     with pytest.raises(UserError, match="a mixture of experts cannot be written as a graph"):
         lm.export(tmp_path / "model.onnx")

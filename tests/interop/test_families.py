@@ -150,7 +150,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_config_means_what_transformers_takes_it_for(name: str) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference is an extra")
     published = PUBLISHED[name]
     today = getattr(transformers, f"{CLASSES[published['model_type']]}Config")(**published).to_dict()
     assert read_config(published, "x") == read_config(today, "x"), "old words and new ones"
@@ -166,7 +166,7 @@ def test_a_published_config_is_written_as_one_that_reads_back(name: str) -> None
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
 def test_a_key_that_is_missing_means_what_it_means_in_transformers_or_is_asked_for(family: families.Family) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference is an extra")
     whole = getattr(transformers, f"{CLASSES[family.model_type]}Config")().to_dict()
     expected, required = read_config(whole, "x"), {}
     for key in set(whole) - {"model_type"}:
@@ -237,7 +237,7 @@ def small(model_type: str, **changes: Any) -> dict[str, Any]:
     ids=str,
 )
 def test_keys_that_contradict_each_other_mean_what_transformers_makes_of_them(published: dict[str, Any]) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference is an extra")
     today = getattr(transformers, f"{CLASSES[published['model_type']]}Config")(**copy.deepcopy(published)).to_dict()
     assert read_config(published, "x") == read_config(today, "x"), "the same model"
 

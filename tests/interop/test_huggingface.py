@@ -130,7 +130,6 @@ def test_what_sees_the_future_is_refused(lm: LM, tmp_path: Path) -> None:
 def test_a_head_that_is_not_the_embeddings_counts_though_the_file_says_that_they_are_tied(
     spec: ModelSpec, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    transformers = pytest.importorskip("transformers", reason="the reference is an extra")
     untied = new(replace(spec, tied_embeddings=False), tokenizer, seed=1)
     folder = edited(untied.save(tmp_path / "model"), tie_word_embeddings=True)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
