@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from bimo.core.batch import Batch
 from bimo.core.config import ModelSpec, TrainingSettings
 from bimo.core.errors import UserError
 from bimo.engine import Engine, SamplingParams
@@ -19,6 +18,7 @@ from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Trainer
 from bimo.training.losses import Loss
+from bimo.training.streams import BatchStream, TokenRow, stream_rows
 
 
 class LM:
@@ -57,6 +57,11 @@ class LM:
                 mend="Put a tokenizer.json into its folder, or use lm.model(ids).",
             )
         return self._tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the tokenizer; '' when there is none."""
+        return "" if self._tokenizer is None else self._tokenizer.fingerprint
 
     @property
     def has_tokenizer(self) -> bool:
@@ -114,17 +119,11 @@ class LM:
         Trainer(self, settings, loss=loss, callbacks=callbacks).fit(inputs, targets, epochs=epochs)
         return self
 
-    def batches(self, inputs: Any, targets: Any = None, *, batch_size: int, seed: int) -> list[Batch]:
-        """One epoch of shuffled batches; each row is one text, or a piece of one that is longer than the context."""
+    def batches(self, inputs: Any, targets: Any = None, *, batch_size: int, seed: int) -> BatchStream:
+        """Shuffled batches; each row is one text, or a piece of one that is longer than the context."""
         rows = list(self._rows(inputs, targets))
-        if not rows:
-            raise UserError("there is no text to train on", mend="Give at least one text that is not empty.")
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-        pad, longest = self.tokenizer.pad_id, self.model.spec.context_length
-        return [
-            _batch([rows[i] for i in order[start : start + batch_size]], pad, longest)
-            for start in range(0, len(rows), batch_size)
-        ]
+        longest = self.model.spec.context_length
+        return stream_rows(rows, batch_size=batch_size, seed=seed, pad=self.tokenizer.pad_id, longest=longest)
 
     def save(self, folder: str | Path) -> Path:
         """Write the model's folder: weights, configuration, tokenizer; it opens in transformers as it lies."""
@@ -145,8 +144,8 @@ class LM:
         output = Path(output)
         return export(self.model, self._tokenizer, output, format or format_by_name(output), dtype, source=self.source)
 
-    def _rows(self, inputs: Any, targets: Any) -> Iterator[tuple[list[int], int]]:
-        """Ids of each row, one more than the model reads, and how many of them at the start are not trained."""
+    def _rows(self, inputs: Any, targets: Any) -> Iterator[TokenRow]:
+        """Ids of each row, one more than the model reads, and which of them are trained."""
         longest = self.model.spec.context_length + 1
         begin, end = ([] if i is None else [i] for i in (self.tokenizer.begin_id, self.tokenizer.end_id))
         texts = [inputs] if isinstance(inputs, str) else inputs
@@ -168,10 +167,10 @@ class LM:
                         f"input {number} and its target have {len(ids)} tokens together, the model sees {longest - 1}",
                         mend="Shorten or drop it.",
                     )
-                yield ids, len(prompt)
+                yield _row(ids, len(prompt))
                 continue
             for start in range(0, len(ids) - 1, longest - 1):
-                yield ids[start : start + longest], 1
+                yield _row(ids[start : start + longest], 1)
 
     def _checked_ids(self, ids: Any, number: int) -> list[int]:
         """Ids that are not text, as a list; they must lie in the vocabulary."""
@@ -214,13 +213,8 @@ def _sampling(options: dict[str, Any]) -> SamplingParams:
     return SamplingParams.from_dict({**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
 
 
-def _batch(rows: list[tuple[list[int], int]], pad: int, longest: int) -> Batch:
-    """Rows side by side, padded at the end to the longest of them; padding and prompts have weight 0."""
-    width = max(len(ids) for ids, _ in rows) - 1
-    width = 1 + min(longest, 8 * math.ceil(width / 8))  # few distinct shapes let the allocator reuse its memory
-    table = torch.full((len(rows), width), pad)  # (B, T + 1)
-    weights = torch.zeros(len(rows), width)
-    for row, (ids, untrained) in enumerate(rows):
-        table[row, : len(ids)] = torch.tensor(ids)
-        weights[row, untrained : len(ids)] = 1.0
-    return Batch(ids=table[:, :-1], targets=table[:, 1:], weights=weights[:, 1:])
+def _row(ids: list[int], untrained: int) -> TokenRow:
+    """A row whose first ids are not trained."""
+    weights = np.ones(len(ids), np.float32)
+    weights[:untrained] = 0.0
+    return TokenRow(np.array(ids, np.int64), weights)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bimo.core.registry import REGISTRIES
+from bimo.core.errors import UserError
+from bimo.core.registry import REGISTRIES, name_and_parameters
 from bimo.core.settings import Settings
 from bimo.core.spec import ModelSpec, RopeScaling
 
@@ -23,6 +24,15 @@ def _positive(settings: object, *names: str) -> list[str]:
 def _share(settings: object, *names: str) -> list[str]:
     values = {n: getattr(settings, n) for n in names}
     return [f"{n} must lie in 0 … 1, is {value}" for n, value in values.items() if not 0 <= value <= 1]
+
+
+def _part_problem(kind: str, text: str) -> str:
+    """'' when there is a part of that name; its parameters are looked at where it is made."""
+    try:
+        name, _ = name_and_parameters(text)
+    except UserError as error:
+        return f"{kind} {error.what}"
+    return REGISTRIES[kind].problem(name)
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,10 @@ class TrainingSettings(Settings):
     micro_batch_size: int = 0
     """Rows per forward pass; the gradients of one update are accumulated exactly. 0: chosen for the device."""
     loss: str = "cross_entropy"
-    """What is minimised: cross_entropy, or a loss that you registered."""
+    """What is minimised: cross_entropy, label_smoothing, z_loss, focal, unlikelihood, distillation, or a loss that you
+    registered; with parameters for example label_smoothing(epsilon=0.2)."""
+    optimizer: str = "adamw"
+    """What changes the weights: adamw, or an optimizer that you registered."""
     learning_rate: float = 1e-3
     """Peak rate."""
     min_learning_rate: float = 1e-4
@@ -130,7 +143,7 @@ class TrainingSettings(Settings):
     def problems(self) -> list[str]:
         found = _positive(self, "steps", "batch_size", "evaluate_rows", "keep_checkpoints", "log_every")
         found += _share(self, "decay_share", "beta1", "beta2")
-        found += filter(None, [REGISTRIES["loss"].problem(self.loss)])
+        found += filter(None, [_part_problem("loss", self.loss), _part_problem("optimizer", self.optimizer)])
         whole = ("micro_batch_size", "warmup_steps", "evaluate_every", "checkpoint_every", "sample_every", "threads")
         found += [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
         if self.learning_rate <= 0 or not 0 <= self.min_learning_rate <= self.learning_rate:

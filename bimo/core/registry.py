@@ -3,11 +3,12 @@
 A part is found by its name in three places: here, among what `register` was called with in this process, and in the
 entry points of installed packages (group `bimo.attention` and so on). Nothing is imported before it is asked for, and a
 name out of a file never makes Python import a module that the user did not install or name. What a part must offer
-stands in `model/contracts.py`, for a loss in `training/losses.py`; `bimo.testing` looks whether it does.
+stands in `model/contracts.py`, for a loss in `training/losses/chunks.py`; `bimo.testing` looks whether it does.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -125,7 +126,18 @@ REGISTRIES = {
                 "none": "bimo.model.positions:NoPositions",
             },
         ),
-        Registry("loss", {"cross_entropy": "bimo.training.losses:cross_entropy"}),
+        Registry("optimizer", {"adamw": "bimo.training.optimizers:adamw"}),
+        Registry(
+            "loss",
+            {
+                "cross_entropy": "bimo.training.losses:CrossEntropy",
+                "label_smoothing": "bimo.training.losses:LabelSmoothing",
+                "z_loss": "bimo.training.losses:ZLoss",
+                "focal": "bimo.training.losses:Focal",
+                "unlikelihood": "bimo.training.losses:Unlikelihood",
+                "distillation": "bimo.training.losses:Distillation",
+            },
+        ),
     )
 }
 
@@ -152,6 +164,31 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
         return part
 
     return keep
+
+
+def name_and_parameters(text: str) -> tuple[str, dict[str, Any]]:
+    """Take `focal(gamma=3)` apart, without running anything: its name, and its parameters, which are plain values.
+
+    Raises:
+        UserError: It is not written like that.
+    """
+    name, parenthesis, rest = text.partition("(")
+    if not parenthesis:
+        return text.strip(), {}
+    try:
+        call = ast.parse("f(" + rest.strip(), mode="eval").body
+        keywords = call.keywords if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else []
+        parameters = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in keywords}
+        # Written anew from what was understood, it is the same: no value without a name, no name that is there twice.
+        understood = f"f({', '.join(f'{k.arg}={ast.unparse(k.value)}' for k in keywords)})"
+        if ast.unparse(call) == understood and len(parameters) == len(keywords):
+            return name.strip(), parameters
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        pass  # told below, as what else is not written like that
+    raise UserError(
+        f"{text!r} must look like {name.strip()}(size=0.1): names with numbers, texts in quotes or lists",
+        mend="Write it like that.",
+    )
 
 
 def import_modules(names: list[str]) -> None:

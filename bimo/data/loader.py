@@ -49,6 +49,7 @@ class Loader:
         self.rank, self.world_size = rank, world_size
         self.quotas = _quotas(weights or lengths)
         self.block = (-1, np.empty(0, np.int64), np.empty(0, np.int64))  # the newest of `_shuffled_block`, to reuse
+        self.data = "-".join(f"{source.context_length}:{source.shards.fingerprint}" for source in sources)
         self.next_batch = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -87,13 +88,13 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs."""
-        return {"next_batch": self.next_batch, "seed": self.seed, "batch_size": self.batch_size}
+        return {"next_batch": self.next_batch, "seed": self.seed, "batch_size": self.batch_size, "data": self.data}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batch that was read last.
 
         Raises:
-            UserError: The state is that of another order.
+            UserError: The state is that of other data or of another order.
         """
         mine = self.state_dict()
         for name in ("seed", "batch_size"):
@@ -102,6 +103,11 @@ class Loader:
                     f"the checkpoint was made with {name} {state[name]}, this run has {mine[name]}",
                     mend="Resume with the settings of that run.",
                 )
+        if state["data"] != self.data:
+            raise UserError(
+                "the checkpoint was made with other data: these token shards are not the ones that it was reading",
+                mend="Resume with the text of that run, or start a new run from its weights.",
+            )
         self.next_batch = state["next_batch"]
 
 

@@ -8,11 +8,13 @@ one.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import struct
 from array import array
 from bisect import bisect_right
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from bimo.core.errors import UserError
 MAGIC, VERSION = b"BIMOTOK\0", 1
 _HEADER = struct.Struct("<8sIIQQQ32s")  # magic, version, bytes per id, ids, documents, bytes of text, tokenizer
 _KEPT_PAGES = 2**26  # bytes of mapped pages after which they are given back
+_HASHED_IDS = 2**12  # at each place that the fingerprint looks at
 _PAGES_PER_READ = 2**16  # what the kernel maps around one fault
 
 
@@ -88,7 +91,7 @@ class _Shard:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_RANDOM"):
             self.map.madvise(mmap.MADV_RANDOM)
-        self.tokenizer = tokenizer.hex()
+        self.tokenizer, self.header = tokenizer.hex(), header
         self.ids = np.frombuffer(self.map, f"<u{width}", self.n_tokens, _HEADER.size)
         self.starts = np.frombuffer(self.map, "<u8", self.n_documents, index)
 
@@ -121,6 +124,18 @@ class TokenShards:
         self.n_documents = sum(shard.n_documents for shard in self._shards)
         self.n_text_bytes = sum(shard.n_text_bytes for shard in self._shards)
         self._touched = 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the ids do: a hash of all headers and of up to 64 places in each shard, spread evenly."""
+        digest = hashlib.blake2b(digest_size=16)
+        for shard in self._shards:
+            digest.update(shard.header)
+            width = min(shard.n_tokens, _HASHED_IDS)
+            for place in np.linspace(0, shard.n_tokens - width, 64).astype(int):
+                digest.update(shard.ids[place : place + width].tobytes())
+            shard.give_back()
+        return digest.hexdigest()
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Ids start … stop-1 of the stream, int64 (stop - start,)."""

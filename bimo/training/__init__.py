@@ -1,6 +1,17 @@
 """From batches to weights: one loop, its losses, optimizers, schedules, callbacks and checkpoints."""
 
-from bimo.training.callbacks import Callback, Checkpoints, EarlyStopping, MetricsFile, StepResult, TimeBudget
+from bimo.training.callbacks import (
+    Callback,
+    Checkpoints,
+    EarlyStopping,
+    Event,
+    EventsFile,
+    Gradient,
+    MetricsFile,
+    StepResult,
+    TimeBudget,
+)
+from bimo.training.faults import Fault
 from bimo.training.losses import cross_entropy
 from bimo.training.trainer import Trainer
 
@@ -8,6 +19,10 @@ __all__ = [
     "Callback",
     "Checkpoints",
     "EarlyStopping",
+    "Event",
+    "EventsFile",
+    "Fault",
+    "Gradient",
     "MetricsFile",
     "StepResult",
     "TimeBudget",

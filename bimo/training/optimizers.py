@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import nn
 
 from bimo.core.config import TrainingSettings
+from bimo.core.errors import UserError
+from bimo.core.registry import REGISTRIES
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+"""What a user may give in place of an optimizer: `torch.optim.SGD`, or `lambda p: torch.optim.SGD(p, lr=0.1)`."""
 
 
 def adamw(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -19,3 +27,35 @@ def adamw(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer
     return torch.optim.AdamW(
         groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=1e-8, fused=True
     )
+
+
+def make_optimizer(
+    choice: torch.optim.Optimizer | OptimizerFactory | str | None, model: nn.Module, settings: TrainingSettings
+) -> tuple[torch.optim.Optimizer, bool]:
+    """The optimizer of a run, and whether its rates are the user's own.
+
+    Args:
+        choice: A ready optimizer, something that makes one of the parameters, a registered name, or None: the name in
+            the settings.
+        model: What it changes.
+        settings: Rates, decay.
+    """
+    if isinstance(choice, torch.optim.Optimizer):
+        return choice, True
+    if choice is None or isinstance(choice, str):
+        made: Any = REGISTRIES["optimizer"].get(choice or settings.optimizer)(model, settings)
+        own = False
+    else:
+        made, own = choice([p for p in model.parameters() if p.requires_grad]), True
+    if not isinstance(made, torch.optim.Optimizer):
+        raise UserError(
+            f"the optimizer is a {type(made).__name__}",
+            mend="Give a torch.optim.Optimizer, or a function of the parameters that makes one.",
+        )
+    return made, own
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, share_of_peak: float, own: bool) -> None:
+    """Give every group its rate of this step: the schedule's, or (own) that share of what the user gave it."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * share_of_peak if own else rate

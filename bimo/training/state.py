@@ -1,11 +1,13 @@
 """All that an exact resume needs, and how it lies on disk.
 
-A checkpoint is a folder that is written whole or not at all (`core.artifacts`):
+The state of a run is one tree of plain values and tensors; `Trainer.state_dict` lists what is in it. Set aside in
+memory it is what the watchdog rolls back to; on disk it is a checkpoint, a folder that is written whole or not at all
+(`core.artifacts`):
 
     model.safetensors       the weights, by name; a tied matrix once
-    optimizer.safetensors   the optimizer's tensors, named PARAMETER/STATE
-    random.safetensors      states of the random generators
-    state.json              step, tokens, seconds, position in the data, and what must match on resume
+    optimizer.safetensors   the optimizer's tensors, by parameter and name
+    state.safetensors       all other tensors: random states, averages, what callbacks keep
+    state.json              everything else, with a reference where a tensor stands
     manifest.json           sha256 of each file
 """
 
@@ -13,16 +15,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bimo.core.artifacts import verify, write_folder
 from bimo.core.errors import UserError
+
+Tree = dict[str, Any]
+"""Nested dictionaries and lists of plain values and tensors."""
+
+_FILES = ("model", "optimizer", "state")
+_REFERENCE = "$tensor"
 
 
 @dataclass
@@ -33,63 +43,60 @@ class TrainingState:
         step: Updates made.
         tokens: Tokens read.
         seconds: Wall time spent in updates, over all sessions of the run.
+        settled: The last step after which evaluation, sample and checkpoint had their turn.
+        rate_scale: What every learning rate is multiplied by; the watchdog lowers it.
+        most_rows: Rows that fit into memory at once, found out the hard way; 0: no limit is known.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    settled: int = 0
+    rate_scale: float = 1.0
+    most_rows: int = 0
 
 
-def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, data: dict[str, Any]
-) -> None:
-    """Write a checkpoint; `data` is the data stream's own state and has to be plain JSON."""
-    parameters = dict(model.named_parameters())
-    moments = {
-        f"{name}/{key}": torch.as_tensor(value).contiguous()
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random |= {f"cuda:{i}": value for i, value in enumerate(torch.cuda.get_rng_state_all())}
-    with write_folder(folder) as target:
-        save_file({name: p.detach().contiguous() for name, p in parameters.items()}, target / "model.safetensors")
-        save_file(moments, target / "optimizer.safetensors")
-        save_file(random, target / "random.safetensors")
-        text = json.dumps({"training": asdict(state), "data": data}, indent=1)
-        (target / "state.json").write_text(text, encoding="utf-8")
-
-
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[TrainingState, dict[str, Any]]:
-    """Read a checkpoint into model, optimizer and the random generators.
-
-    Returns:
-        The run's state and the data stream's state.
+def write(folder: Path, tree: Tree) -> None:
+    """Write a checkpoint.
 
     Raises:
-        UserError: The checkpoint is damaged or belongs to a model of another shape. Nothing has been changed then.
+        UserError: The disk is full or must not be written to; what was there before is still there.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {name: {} for name in _FILES}
+    plain = {}
+    for name, branch in tree.items():
+        file = name if name in _FILES else "state"
+        plain[name] = _without_tensors(branch, name, tensors[file])
+    with write_folder(folder) as target:
+        try:
+            for name in _FILES:
+                save_file(tensors[name], target / f"{name}.safetensors")
+        except SafetensorError as error:  # it wraps the system's error in words of its own
+            raise OSError(None, str(error)) from error
+        (target / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+
+
+def read(folder: Path) -> Tree:
+    """Read a checkpoint.
+
+    Raises:
+        UserError: It is damaged.
     """
     problems = verify(folder)
     if problems:
         raise UserError("; ".join(problems), where=str(folder), mend="Resume from an earlier checkpoint.")
-    weights, moments = load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors")
-    parameters = dict(model.named_parameters())
-    _check_shapes(folder, weights, parameters)
-    saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    optimizer.state.clear()
-    for key, value in moments.items():
-        name, _, moment = key.rpartition("/")
-        parameter = parameters[name]
-        optimizer.state[parameter][moment] = value if value.dim() == 0 else value.to(parameter.device)
-    random = load_file(folder / "random.safetensors")
-    torch.set_rng_state(random.pop("cpu"))
-    if random and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(list(random.values()))
-    return TrainingState(**saved["training"]), saved["data"]
+    try:
+        tensors: dict[str, Tensor] = {}
+        for name in _FILES:
+            tensors |= load_file(folder / f"{name}.safetensors")
+        tree: Tree = _with_tensors(json.loads((folder / "state.json").read_text(encoding="utf-8")), tensors)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(
+            f"this is not a checkpoint of this version of bimo ({type(error).__name__}: {error})",
+            where=str(folder),
+            mend="Resume from another checkpoint, or start a new run from the model that it holds.",
+        ) from error
+    return tree
 
 
 def keep_newest(folder: Path, count: int) -> None:
@@ -98,15 +105,128 @@ def keep_newest(folder: Path, count: int) -> None:
         shutil.rmtree(old)
 
 
-def _check_shapes(folder: Path, weights: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:
-    """The checkpoint must hold exactly this model's parameters."""
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+def copied(tree: Any, before: Any = None) -> Any:
+    """A copy of a tree that later changes do not reach.
+
+    Args:
+        tree: What to copy.
+        before: An earlier copy, whose memory is used again where the shapes agree.
+    """
+    if isinstance(tree, Tensor):
+        if isinstance(before, Tensor) and before.shape == tree.shape and before.dtype == tree.dtype:
+            return before.copy_(tree.detach())
+        return tree.detach().clone()
+    if isinstance(tree, Mapping):
+        earlier = before if isinstance(before, Mapping) else {}
+        return {key: copied(value, earlier.get(key)) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        former = before if isinstance(before, list) and len(before) == len(tree) else [None] * len(tree)
+        return [copied(value, old) for value, old in zip(tree, former, strict=True)]
+    return tree
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, a tied one once, and the buffers that belong to the model's state."""
+    kept = model.state_dict(keep_vars=True)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *buffers.items())}
+
+
+def load_model_state(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into a model of the same shape; `check_shapes` looks beforehand."""
+    for name, tensor in model_state(model).items():
+        tensor.copy_(saved[name])  # the detached tensor shares the model's memory
+
+
+def check_belongs(tree: Tree, identity: dict[str, Any], model: nn.Module, where: str) -> None:
+    """A checkpoint must be one of this model, with this tokenizer.
+
+    Raises:
+        UserError: It is not; the first difference is named.
+    """
+    then, mend = tree["identity"], "Resume with the model settings of that run."
+    for name, value in identity["model"].items():
+        if name in then["model"] and then["model"][name] != value:
+            raise UserError(
+                f"{name} was {then['model'][name]!r} when this was saved, the model has {value!r}",
+                where=where,
+                mend=mend,
+            )
+    if then["tokenizer"] and identity["tokenizer"] and then["tokenizer"] != identity["tokenizer"]:
+        raise UserError(
+            "this was saved with another tokenizer: its weights know other ids",
+            where=where,
+            mend="Resume with the tokenizer of that run.",
+        )
+    found = {name: tuple(tensor.shape) for name, tensor in tree["model"].items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model_state(model).items()}
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise UserError(
                 f"tensor {name!r} is {found.get(name, 'missing')} in the checkpoint, the model has "
                 f"{expected.get(name, 'none of that name')}",
-                where=str(folder),
-                mend="Resume with the model settings of that run.",
+                where=where,
+                mend=mend,
             )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Tree:
+    """An optimizer's state by the names of the parameters, so that it does not depend on their order."""
+    numbers = _numbers(optimizer, model)
+    whole = optimizer.state_dict()
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in whole["param_groups"]]
+    return {
+        "state": {name: whole["state"][number] for name, number in numbers.items() if number in whole["state"]},
+        "groups": groups,
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Tree) -> None:
+    """Let an optimizer go on from a saved state; its tensors go to the devices of their parameters.
+
+    Raises:
+        UserError: It is the state of another optimizer.
+    """
+    numbers = _numbers(optimizer, model)
+    own = optimizer.state_dict()["param_groups"]
+    if len(own) != len(saved["groups"]) or not saved["state"].keys() <= numbers.keys():
+        raise UserError(
+            "the checkpoint was made with another optimizer: its groups or parameters are not those of this one",
+            mend="Resume with the optimizer of that run.",
+        )
+    groups = [{**then, "params": now["params"]} for then, now in zip(saved["groups"], own, strict=True)]
+    state = {numbers[name]: copied(moments) for name, moments in saved["state"].items()}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _numbers(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, int]:
+    """Name of each parameter that the optimizer holds → torch's number for it; those outside of the model by number."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {names.get(id(parameter), f"#{number}"): number for number, parameter in enumerate(held)}
+
+
+def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """The value with a reference for each tensor, which goes into `tensors` under its path."""
+    if isinstance(value, Tensor):
+        whole = value.detach().cpu().contiguous()
+        part = whole.untyped_storage().nbytes() != whole.nbytes  # a file must not hold two views of one memory
+        tensors[path] = whole.clone() if part else whole
+        return {_REFERENCE: path}
+    if isinstance(value, Mapping):
+        return {str(key): _without_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(item, f"{path}/{number}", tensors) for number, item in enumerate(value)]
+    assert value is None or isinstance(value, (bool, int, float, str)), (
+        f"{path} is {type(value).__name__}; a state holds plain values and tensors"
+    )
+    return value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_without_tensors`; tuples have become lists."""
+    if isinstance(value, dict):
+        if value.keys() == {_REFERENCE}:
+            return tensors[value[_REFERENCE]]
+        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+    return [_with_tensors(item, tensors) for item in value] if isinstance(value, list) else value

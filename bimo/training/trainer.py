@@ -7,14 +7,13 @@ is a plain module; what the loop needs from siblings (evaluation, samples) is pa
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,33 +26,18 @@ from bimo.core.registry import REGISTRIES
 from bimo.model.packed import unpack
 from bimo.model.recompute import recompute
 from bimo.training import state as checkpoint
-from bimo.training.callbacks import Callback, StepResult
+from bimo.training.callbacks import Callback, Event, Gradient, StepResult
+from bimo.training.faults import Fault, check_batch, is_out_of_memory
+from bimo.training.inputs import TextModel, as_stream, held_out, length
 from bimo.training.losses import Loss, chunked_cross_entropy
-from bimo.training.optimizers import adamw
+from bimo.training.optimizers import OptimizerFactory, make_optimizer, set_rates
+from bimo.training.randomness import random_state, seed_everything, set_random_state, undisturbed
 from bimo.training.schedules import learning_rate
+from bimo.training.signals import Abandoned, StopSignals
+from bimo.training.streams import Resumable, repeated
 
 _CPU_MICRO_TOKENS = 2048  # measured: half the memory of 4096 at the same speed; 1024 costs 4 %, 512 costs 9 %
-
-
-@runtime_checkable
-class TextModel(Protocol):
-    """A model that brings its tokenizer (`bimo.LM`): it turns what a user has into batches."""
-
-    @property
-    def model(self) -> nn.Module: ...
-
-    def batches(self, inputs: Any, targets: Any, *, batch_size: int, seed: int) -> Sequence[Batch]:
-        """One epoch of batches."""
-        ...
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """A stream of batches that knows where it is."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+_log = logging.getLogger("bimo.training")
 
 
 class Trainer:
@@ -62,12 +46,17 @@ class Trainer:
     Args:
         model: A GPT, or an LM (a GPT with its tokenizer), which also takes text.
         settings: Steps, rates, sizes.
-        loss: (logits, targets, weights) → mean loss; None: the one that the settings name.
-        optimizer: Made for the model's parameters; None: AdamW.
+        loss: (logits, targets, weights) → mean loss, or its registered name; None: the one that the settings name.
+        optimizer: Ready, or a function of the parameters that makes it, or its registered name; None: the one that the
+            settings name. The rates that a ready one has are its peak rates, the schedule lowers them.
         callbacks: Called in this order.
         evaluate_fn: Model → figures, called every `evaluate_every` steps and at the end.
         generate_fn: Model → sample text, called every `sample_every` steps.
         folder: Where checkpoints go; None: none are written.
+
+    Attributes:
+        state: Where the run stands.
+        stop_requested: Why the run shall end after this step; "" while it goes on.
     """
 
     def __init__(
@@ -75,8 +64,8 @@ class Trainer:
         model: nn.Module | TextModel,
         settings: TrainingSettings | None = None,
         *,
-        loss: Loss | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        loss: Loss | str | None = None,
+        optimizer: torch.optim.Optimizer | OptimizerFactory | str | None = None,
         callbacks: Iterable[Callback] = (),
         evaluate_fn: Callable[[nn.Module], dict[str, float]] | None = None,
         generate_fn: Callable[[nn.Module], str] | None = None,
@@ -88,48 +77,88 @@ class Trainer:
         self.precision = machine.choose_precision(self.device, self.settings.precision).value
         plain: Any = model.model if isinstance(model, TextModel) else model
         self.model: Any = unpack(plain).to(self.device)
-        self.loss: Loss | None = loss
-        if loss is None and self.settings.loss != "cross_entropy":
-            self.loss = REGISTRIES["loss"].get(self.settings.loss)
-        self.optimizer = optimizer or adamw(self.model, self.settings)
+        named = loss or self.settings.loss
+        self.loss: Loss | None = REGISTRIES["loss"].get(named) if isinstance(named, str) else named
+        if named == "cross_entropy":
+            self.loss = None
+        self.optimizer, self.own_rates = make_optimizer(optimizer, self.model, self.settings)
         self.callbacks = list(callbacks)
         self.evaluate_fn, self.generate_fn = evaluate_fn, generate_fn
         self.folder = folder
         self.state = checkpoint.TrainingState()
-        self.data_state: dict[str, Any] = {}
         self.data: Any = None
+        self.batch: Batch | None = None  # read, and not yet trained on
         self.stop_requested = ""
+        self._signals = StopSignals()
+        self._before: checkpoint.Tree = {}  # where data and chance stood before the batch was read
+        self._resumed: checkpoint.Tree = {}
 
-    def fit(self, data: Any, targets: Any = None, *, epochs: int | None = None) -> Trainer:
+    def fit(self, data: Any, targets: Any = None, *, epochs: int | None = None, validation: Any = None) -> Trainer:
         """Train until `settings.steps` updates, or for a number of epochs.
 
         Args:
-            data: An iterable of `Batch` (endless, or repeated as needed); with an LM also texts, see `LM.fit`.
+            data: An iterable of `Batch` (endless, or repeated as needed), or ids; with an LM also texts and more, see
+                `LM.fit`.
             targets: What the model should say to each text of `data`; only with an LM.
             epochs: Passes over data that has a length; None: `settings.steps` updates.
+            validation: What to measure on: like `data`, or a pair of that and its targets.
         """
-        if self.text_model is not None and not _is_batches(data):
-            settings = self.settings
-            data = self.text_model.batches(data, targets, batch_size=settings.batch_size, seed=settings.seed)
-        self.data = data
+        self.data = as_stream(self.text_model or self.model, data, targets, self.settings)
+        if validation is not None:
+            self.evaluate_fn = held_out(self.text_model or self.model, validation, self.settings)
         if epochs is not None:
-            self.settings = replace(self.settings, steps=epochs * _length(data))
-        if self.data_state and isinstance(data, Resumable):
-            data.load_state_dict(self.data_state)
-        self.prepare_machine()
-        self._tell("on_start")
-        try:
-            with self._stop_on_signal():
-                batches = _repeat(data)
-                while self.state.step < self.settings.steps and not self.stop_requested:
-                    self._tell("on_step", self.step(batches))
-                    self._look()
-        except BaseException:  # whatever it is, it is raised on
-            self._tell("on_error")
-            raise
-        self._tell("on_end")
+            per_epoch = length(self.data)
+            often = min(self.settings.evaluate_every or per_epoch, per_epoch)
+            self.settings = replace(self.settings, steps=epochs * per_epoch, evaluate_every=often)
+        with undisturbed():
+            self._run()
         self.model.eval()
         return self
+
+    def _run(self) -> None:
+        """The loop, with all that begins and ends it."""
+        self.prepare_machine()
+        try:
+            with self._signals.listening():
+                self._begin()
+                batches = repeated(self.data)
+                while not self.stop_requested and not self._done:
+                    self._advance(batches)
+            self._tell("on_end")
+        except BaseException:  # whatever it is, it is raised on
+            self.optimizer.zero_grad(set_to_none=True)
+            self._tell("on_error")
+            raise
+
+    def _begin(self) -> None:
+        """Where the run starts: at its seed, or where the checkpoint stands."""
+        if self._resumed and isinstance(self.data, Resumable):
+            self.data.load_state_dict(self._resumed["data"])
+        self._tell("on_start")
+        if self._resumed:
+            set_random_state(self._resumed["random"])
+        else:
+            seed_everything(self.settings.seed)
+        self._resumed = {}
+
+    @property
+    def _done(self) -> bool:
+        return self.state.step >= self.settings.steps and self.state.settled == self.state.step
+
+    def _advance(self, batches: Iterator[Batch]) -> None:
+        """One update with all that follows it; a fault that somebody mends leaves the run where it was."""
+        try:
+            if self.state.settled == self.state.step:  # else a signal came between an update and its evaluation
+                self._tell("on_step", self.step(batches))
+            self._settle()
+        except Fault as fault:
+            self._put_back()
+            if not any(callback.on_fault(self, fault) for callback in self.callbacks):
+                raise
+        except Abandoned:
+            self._put_back()
+        if self._signals.received:
+            self.stop_requested = self._signals.received
 
     def prepare_machine(self) -> None:
         """Settle threads and memory for the steps to come, and put the model into training mode."""
@@ -139,43 +168,90 @@ class Trainer:
         self.model.train()
 
     def step(self, batches: Iterator[Batch]) -> StepResult:
-        """One update of the weights."""
+        """One update of the weights.
+
+        Raises:
+            Fault: Something is wrong with this batch, its loss or its gradient; the weights have not changed.
+        """
         start = time.perf_counter()
-        rate = learning_rate(self.state.step, self.settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        batch = next(batches)
-        trained_tokens = batch.weight_sum()
-        if trained_tokens == 0:
-            raise UserError(
-                f"the batch of step {self.state.step + 1} has no token to train on: every weight is 0",
-                mend="Check that the data has targets.",
-            )
-        loss = torch.zeros((), device=self.device)
-        for part in batch.split(self.micro_rows(batch)):
-            if part.weight_sum() == 0:  # a mean over no tokens is 0 / 0
-                continue
-            with recompute():
-                part_loss = self.loss_sum(part.to(self.device)) / trained_tokens
-            part_loss.backward()
-            loss += part_loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
-        self._check_finite(loss, norm)
+        share = learning_rate(self.state.step, self.settings) / self.settings.learning_rate * self.state.rate_scale
+        rate = self.settings.learning_rate * share
+        set_rates(self.optimizer, rate, share, self.own_rates)
+        batch = self._read(batches)
+        loss = self._backward(batch)
+        gradient = self._measure(batch, loss)
+        for callback in self.callbacks:
+            if callback.on_gradient(self, gradient):
+                gradient = self._measure(batch, loss)
+        _check_finite(gradient, self.state.step + 1)
+        self._clip(gradient.norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.batch = None
         seconds = time.perf_counter() - start
         self.state.step += 1
         self.state.tokens += batch.n_tokens
         self.state.seconds += seconds
-        return StepResult(self.state.step, loss.item(), norm.item(), rate, batch.n_tokens, seconds)
+        return StepResult(self.state.step, gradient.loss, gradient.norm, rate, batch.n_tokens, seconds)
+
+    def _read(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch, or the one that a mended step is tried with again; it can be trained on."""
+        if self.batch is None:
+            self._before = {"data": self._position(), "random": random_state()}
+            self.batch = next(batches)
+        batch = self.batch
+        for callback in self.callbacks:
+            batch = callback.on_batch(self, batch) or batch
+        check_batch(batch, self.model.embed_tokens.num_embeddings, self.state.step + 1)
+        return batch
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add up the gradient over micro-batches; the mean loss over the batch's trained tokens."""
+        trained_tokens = batch.weight_sum()
+        loss = torch.zeros((), device=self.device)
+        rows = self.micro_rows(batch)
+        out_of_memory = ""
+        try:
+            with self._signals.abandoning():
+                for part in batch.split(rows):
+                    if part.weight_sum() == 0:  # a mean over no tokens is 0 / 0
+                        continue
+                    with recompute():
+                        part_loss = self.loss_sum(part.to(self.device)) / trained_tokens
+                    part_loss.backward()
+                    loss += part_loss.detach()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            out_of_memory = str(error).partition("\n")[0]
+        if out_of_memory:  # raised here, because the error above holds on to all activations
+            raise Fault(
+                "out of memory",
+                f"memory is used up at step {self.state.step + 1} with {rows} row(s) at once ({out_of_memory})",
+                mend="Lower training.micro_batch_size or model.context_length.",
+                rows=rows,
+            )
+        return loss
+
+    def _measure(self, batch: Batch, loss: Tensor) -> Gradient:
+        """Loss and norms in one transfer from the device."""
+        named = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        norms = torch._foreach_norm([gradient for _, gradient in named])
+        total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(loss)
+        first, second, *rest = torch.stack([loss, total, *norms]).tolist()
+        return Gradient(batch, first, second, rest, [name for name, _ in named])
+
+    def _clip(self, norm: float) -> None:
+        limit = self.settings.grad_clip
+        if limit and norm + 1e-6 > limit:  # as torch.nn.utils.clip_grad_norm_, without a pass that multiplies by one
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, torch.tensor(norm))
 
     def micro_rows(self, batch: Batch) -> int:
         """Rows of a forward pass: the setting, or what keeps the activations small without slowing the products."""
-        if self.settings.micro_batch_size:
-            return self.settings.micro_batch_size
-        if self.device == "cpu":
-            return max(1, _CPU_MICRO_TOKENS // batch.ids.shape[1])
-        return batch.n_rows
+        rows = self.settings.micro_batch_size or batch.n_rows
+        if not self.settings.micro_batch_size and self.device == "cpu":
+            rows = max(1, _CPU_MICRO_TOKENS // batch.ids.shape[1])
+        return min(rows, self.state.most_rows or rows)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Loss of a (micro-)batch, summed over its trained tokens."""
@@ -193,96 +269,129 @@ class Trainer:
                 )
             return mean * batch.weights.sum()
 
-    def save_checkpoint(self) -> Path | None:
-        """Write `checkpoints/step-N` and drop the oldest beyond `keep_checkpoints`."""
-        if self.folder is None:
-            return None
-        target = self.folder / f"step-{self.state.step:08d}"
-        if not target.exists():
-            data = self.data.state_dict() if isinstance(self.data, Resumable) else {}
-            checkpoint.save(target, self.model, self.optimizer, self.state, data)
-            checkpoint.keep_newest(self.folder, self.settings.keep_checkpoints)
-        return target
-
-    def resume(self, folder: Path) -> None:
-        """Continue from a checkpoint; call it before `fit`."""
-        self.state, self.data_state = checkpoint.load(folder, self.model, self.optimizer)
+    def drop_batch(self) -> None:
+        """Read another batch in place of the one whose step has failed."""
+        self.batch = None
 
     def evaluate(self) -> dict[str, float]:
         """Run `evaluate_fn` and tell the callbacks."""
         assert self.evaluate_fn is not None, "evaluate needs an evaluate_fn"
         was_training = self.model.training
         self.model.eval()
-        metrics = self.evaluate_fn(self.model)
+        with undisturbed():
+            metrics = self.evaluate_fn(self.model)
         self.model.train(was_training)
         self._tell("on_evaluation", metrics)
         return metrics
 
-    def _look(self) -> None:
-        """Evaluate and sample where the settings say so."""
+    def event(self, kind: str, **facts: Any) -> None:
+        """Tell the callbacks of something that a person should know; without one that listens, log it."""
+        event = Event(kind, self.state.step, facts)
+        if all(type(callback).on_event is Callback.on_event for callback in self.callbacks):
+            _log.warning("%s", event)
+        self._tell("on_event", event)
+
+    def state_dict(self) -> checkpoint.Tree:
+        """All that the rest of the run depends on, with live tensors; a batch that waits counts as unread."""
+        waiting = self.batch is not None
+        return {
+            "model": checkpoint.model_state(self.model),
+            "optimizer": checkpoint.optimizer_state(self.optimizer, self.model),
+            "training": asdict(self.state),
+            "data": self._before["data"] if waiting else self._position(),
+            "random": self._before["random"] if waiting else random_state(),
+            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks().items()},
+            "identity": self.identity,
+            "settings": self.settings.to_dict(),
+        }
+
+    def load_state_dict(self, tree: checkpoint.Tree) -> None:
+        """Go on from a state of this run: for a rollback. `resume` does this with a checkpoint on disk."""
+        checkpoint.load_model_state(self.model, tree["model"])
+        checkpoint.load_optimizer_state(self.optimizer, self.model, tree["optimizer"])
+        self.state = checkpoint.TrainingState(**tree["training"])
+        for name, callback in self._named_callbacks().items():
+            if tree["callbacks"].get(name):
+                callback.load_state_dict(tree["callbacks"][name])
+        set_random_state(tree["random"])
+        if isinstance(self.data, Resumable):
+            self.data.load_state_dict(tree["data"])
+        self.batch = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with: the model's choices, and the tokenizer."""
+        spec = getattr(self.model, "spec", None)
+        tokenizer = "" if self.text_model is None else self.text_model.fingerprint
+        return {"model": spec.to_dict() if spec is not None else {}, "tokenizer": tokenizer}
+
+    def save_checkpoint(self) -> Path | None:
+        """Write `checkpoints/step-N` and drop the oldest beyond `keep_checkpoints`."""
+        if self.folder is None:
+            return None
+        target = self.folder / f"step-{self.state.step:08d}"
+        checkpoint.write(target, self.state_dict())
+        checkpoint.keep_newest(self.folder, self.settings.keep_checkpoints)
+        return target
+
+    def resume(self, folder: Path) -> None:
+        """Continue from a checkpoint; call it before `fit`.
+
+        Raises:
+            UserError: It is damaged, or belongs to another model, tokenizer, optimizer or data. Nothing has changed
+                then.
+        """
+        tree = checkpoint.read(folder)
+        checkpoint.check_belongs(tree, self.identity, self.model, str(folder))
+        self.load_state_dict(tree)
+        self._resumed = tree
+
+    def _settle(self) -> None:
+        """Evaluate and sample where the settings say so; then the state is whole."""
         step, settings = self.state.step, self.settings
-        if self.evaluate_fn and settings.evaluate_every and step % settings.evaluate_every == 0:
-            self.evaluate()
-        if self.generate_fn and settings.sample_every and step % settings.sample_every == 0:
-            self.model.eval()
-            self._tell("on_sample", self.generate_fn(self.model))
-            self.model.train()
+        last = step >= settings.steps
+        with self._signals.abandoning():
+            if self.evaluate_fn and (last or (settings.evaluate_every and step % settings.evaluate_every == 0)):
+                self.evaluate()
+            if self.generate_fn and settings.sample_every and step % settings.sample_every == 0:
+                self.model.eval()
+                with undisturbed():
+                    text = self.generate_fn(self.model)
+                self.model.train()
+                self._tell("on_sample", text)
+        self.state.settled = step
+        self._tell("on_settled")
 
-    def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
-        """Stop before a NaN or an infinity reaches the weights."""
-        if not torch.isfinite(loss + norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise UserError(
-                f"loss {loss.item()} and gradient norm {norm.item()} at step {self.state.step + 1}; the weights are "
-                "those of the step before",
-                mend="Lower the learning rate, or look at the batch; the last checkpoint is good.",
-            )
+    def _put_back(self) -> None:
+        """After a step that came to nothing: no gradient, and chance as it was, so that a second try is the same."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        if self.batch is not None:
+            set_random_state(self._before["random"])
 
-    def _tell(self, event: str, *arguments: object) -> None:
+    def _position(self) -> dict[str, Any]:
+        return self.data.state_dict() if isinstance(self.data, Resumable) else {}
+
+    def _named_callbacks(self) -> dict[str, Callback]:
+        """Callbacks by class and number among those of the class, as they are named in checkpoints."""
+        named: dict[str, Callback] = {}
         for callback in self.callbacks:
-            getattr(callback, event)(self, *arguments)
+            kind = type(callback).__name__
+            named[f"{kind}-{sum(type(other).__name__ == kind for other in named.values())}"] = callback
+        return named
 
-    @contextlib.contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C ends it at once."""
-
-        def request(number: int, _frame: object) -> None:
-            self.stop_requested = signal.Signals(number).name
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        try:
-            before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: its owner handles signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _tell(self, happening: str, *arguments: object) -> None:
+        for callback in self.callbacks:
+            getattr(callback, happening)(self, *arguments)
 
 
-def _is_batches(data: Any) -> bool:
-    """Whether this is already a stream of Batch and not something to be tokenised."""
-    return isinstance(data, Resumable) or (isinstance(data, Sequence) and len(data) > 0 and isinstance(data[0], Batch))
-
-
-def _length(data: Any) -> int:
-    if not hasattr(data, "__len__"):
-        raise UserError("epochs needs data with a length", mend="Give settings.steps instead.")
-    return len(data)
-
-
-def _repeat(data: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches again and again; an iterator that ends cannot be repeated and says so."""
-    while True:
-        empty = True
-        for batch in data:
-            if not isinstance(batch, Batch):
-                raise UserError(
-                    f"the data gives {type(batch).__name__} and not Batch", mend="Text needs a tokenizer: use LM.fit."
-                )
-            empty = False
-            yield batch
-        if empty:
-            raise UserError("the data has no (further) batches", mend="Give a list or an endless iterator of Batch.")
+def _check_finite(gradient: Gradient, step: int) -> None:
+    """Stop before a NaN or an infinity reaches the weights."""
+    if not math.isfinite(gradient.loss + gradient.norm):
+        kind = "non-finite gradient" if math.isfinite(gradient.loss) else "non-finite loss"
+        raise Fault(
+            kind,
+            f"loss {gradient.loss} and gradient norm {gradient.norm} at step {step}; the weights are those of the step "
+            "before",
+            mend="Lower the learning rate, or look at the batch; the last checkpoint is good.",
+        )

@@ -1,0 +1,90 @@
+"""When a run ends: at a time, or when it no longer gets better."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bimo.core.errors import UserError, nearest
+from bimo.training.callbacks.protocol import Callback, StepResult
+
+if TYPE_CHECKING:
+    from bimo.training.trainer import Trainer
+
+
+class TimeBudget(Callback):
+    """Fits the number of steps to a time: every so often `settings.steps` becomes what the pace so far allows.
+
+    The schedule follows, because it is a function of the share of the steps that is done; a machine that slows down
+    ends with fewer steps at the right time and still with its rate decayed.
+
+    Args:
+        seconds: Time for training, evaluations and samples included.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self.clock = seconds, clock
+        self.start = self.looked = 0.0
+        self.first_step = 0
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.start = self.looked = self.clock()
+        self.first_step = trainer.state.step
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        now = self.clock()
+        if now - self.looked < 0.05 * self.seconds and now - self.start < self.seconds:
+            return
+        self.looked = now
+        pace = (result.step - self.first_step) / (now - self.start)  # steps per second
+        left = max(0.0, self.start + self.seconds - now)
+        trainer.settings = replace(trainer.settings, steps=max(result.step, round(result.step + pace * left)))
+
+
+class EarlyStopping(Callback):
+    """Stops when a figure of the evaluation has not fallen for `patience` evaluations.
+
+    Args:
+        metric: Which figure; "": bits_per_byte where it is measured, else loss.
+        patience: Evaluations without a new lowest figure after which the run ends.
+        least: How much lower a figure must be to count as better.
+    """
+
+    def __init__(self, metric: str = "", patience: int = 3, least: float = 0.0) -> None:
+        self.metric, self.patience, self.least = metric, patience, least
+        self.best, self.waited = math.inf, 0
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._stop_if_due(trainer)  # a run that had stopped is stopped when it is resumed
+
+    def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        value = chosen_metric(metrics, self.metric)
+        improved = value < self.best - self.least
+        self.best = value if improved else self.best
+        self.waited = 0 if improved else self.waited + 1
+        self._stop_if_due(trainer)
+
+    def _stop_if_due(self, trainer: Trainer) -> None:
+        if self.waited >= self.patience:
+            name = self.metric or "the held-out figure"
+            trainer.stop_requested = f"{name} has not fallen for {self.patience} evaluations"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
+
+
+def chosen_metric(metrics: dict[str, float], name: str) -> float:
+    """The figure of that name; '' takes bits_per_byte where it is measured, else the loss."""
+    name = name or ("bits_per_byte" if "bits_per_byte" in metrics else "loss")
+    if name not in metrics:
+        raise UserError(
+            f"the evaluation gives no {name!r}{nearest(name, metrics)}", mend=f"Known: {', '.join(metrics)}."
+        )
+    return metrics[name]

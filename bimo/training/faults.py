@@ -1,0 +1,66 @@
+"""Fault: what goes wrong inside a training step, seen before the weights change.
+
+A fault is an error for people that somebody may mend first: the loop asks every callback (`on_fault`), and only a fault
+that nobody mends is raised.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from bimo.core.batch import Batch
+from bimo.core.errors import UserError
+
+
+class Fault(UserError):  # noqa: N818  # the field's word
+    """Something is wrong with this step; the weights are those of the step before.
+
+    Args:
+        kind: One of a few words, for example "non-finite loss"; what is counted and written to `events.jsonl`.
+        what: What is wrong, one clause.
+        mend: What a person can do about it.
+        facts: Figures that belong to it.
+    """
+
+    def __init__(self, kind: str, what: str, *, mend: str = "", **facts: Any) -> None:
+        super().__init__(what, mend=mend)
+        self.kind, self.facts = kind, facts
+
+
+def check_batch(batch: Batch, vocab_size: int, step: int) -> None:
+    """Whether a batch can be trained on; a look at it costs less than a thousandth of a step.
+
+    Raises:
+        Fault: It is empty, nothing in it counts, or it holds ids that the model does not have.
+    """
+    trained = batch.weight_sum()
+    if trained == 0:
+        what = "has no rows" if batch.n_tokens == 0 else "has no token to train on: every weight is 0"
+        raise Fault("nothing to train on", f"the batch of step {step} {what}", mend="Check that the data has targets.")
+    if not math.isfinite(trained) or batch.weights.min() < 0:
+        raise Fault(
+            "bad weights",
+            f"the batch of step {step} has weights that are negative or not finite",
+            mend="Give weights of 0 and above.",
+        )
+    bounds = [tensor.aminmax() for tensor in (batch.ids, batch.targets)]
+    low, high = min(int(b.min) for b in bounds), max(int(b.max) for b in bounds)
+    if low < 0 or high >= vocab_size:
+        raise Fault(
+            "ids outside the vocabulary",
+            f"the batch of step {step} has ids from {low} to {high}, the model knows 0 … {vocab_size - 1}",
+            mend="Use the tokenizer that the model was made for.",
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up; on CPU torch raises a plain RuntimeError for that."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )

@@ -1,0 +1,29 @@
+"""Losses: the sum over trained tokens, to be divided by their count once per update.
+
+A loss of a user's own is any function (logits, targets, weights) → mean over trained tokens (`Loss`). The ready ones
+can be called like that, and also give the sum from hidden states and the head's matrix, chunk by chunk, without ever
+holding all logits (`ChunkedLoss`).
+"""
+
+from bimo.training.losses.chunks import ChunkedLoss, Each, Loss
+from bimo.training.losses.distillation import Distillation, divergence
+from bimo.training.losses.focal import Focal
+from bimo.training.losses.likelihood import CrossEntropy, LabelSmoothing, ZLoss, chunked_cross_entropy, cross_entropy
+from bimo.training.losses.naming import loss_by_name
+from bimo.training.losses.unlikelihood import Unlikelihood
+
+__all__ = [
+    "ChunkedLoss",
+    "CrossEntropy",
+    "Distillation",
+    "Each",
+    "Focal",
+    "LabelSmoothing",
+    "Loss",
+    "Unlikelihood",
+    "ZLoss",
+    "chunked_cross_entropy",
+    "cross_entropy",
+    "divergence",
+    "loss_by_name",
+]
