@@ -14,7 +14,7 @@ from bimo.core.registry import REGISTRIES, name_and_parameters
 from bimo.core.settings import Settings
 from bimo.core.spec import ModelSpec, RopeScaling
 
-__all__ = ["DataSettings", "ModelSpec", "RopeScaling", "RunSettings", "TokenizerSettings", "TrainingSettings"]
+__all__ = ["CheckSettings", "DataSettings", "ModelSpec", "RopeScaling", "RunSettings", "TokenizerSettings", "TrainingSettings"]
 
 
 def _positive(settings: object, *names: str) -> list[str]:
@@ -69,6 +69,35 @@ class DataSettings(Settings):
 
 
 @dataclass(frozen=True)
+class CheckSettings(Settings):
+    """What the checkup of data looks for."""
+
+    text_field: str = "text"
+    """The field or column that holds the text, where the records are not those of a known task."""
+    documents: Literal["auto", "file", "blank_line", "line"] = "auto"
+    """Where a document ends in .txt and .md; as in data.documents."""
+    context_length: int = 0
+    """Tokens that a model will see at once: rows that are longer are counted. 0: not looked at."""
+    near_duplicates: bool = False
+    """Look for documents that are nearly the same, too (MinHash); takes some ten times as long."""
+    similarity: float = 0.8
+    """Share of common phrases from which on two documents are nearly the same."""
+    languages: list[str] = field(default_factory=list)
+    """Languages that belong here, such as English or Chinese: others are named. Empty: what nearly all texts are in."""
+    personal_data: bool = True
+    """Look for e-mail addresses, phone, card, account and identity numbers."""
+    most_megabytes: float = 0.0
+    """Stop reading after this much text. 0: read all."""
+    most_seconds: float = 0.0
+    """Stop reading after this time. 0: read all."""
+
+    def problems(self) -> list[str]:
+        whole = ("context_length", "most_megabytes", "most_seconds")
+        found = [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
+        return found + _share(self, "similarity")
+
+
+@dataclass(frozen=True)
 class TokenizerSettings(Settings):
     """How the tokenizer is made."""
 
@@ -117,6 +146,8 @@ class TrainingSettings(Settings):
     """AdamW's memory of the squared gradient."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
+    watchdog: bool = True
+    """Whether faults (NaN, spikes, damaged batches, full memory) are mended; off: the first one ends the run."""
     evaluate_every: int = 200
     """Steps between evaluations on held-out text; 0: only at the end."""
     evaluate_rows: int = 64

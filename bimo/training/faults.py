@@ -56,6 +56,20 @@ def check_batch(batch: Batch, vocab_size: int, step: int) -> None:
         )
 
 
+def check_finite(loss: float, norm: float, step: int) -> None:
+    """Stop before a NaN or an infinity reaches the weights.
+
+    Raises:
+        Fault: There is one.
+    """
+    if not math.isfinite(loss + norm):
+        raise Fault(
+            "non-finite gradient" if math.isfinite(loss) else "non-finite loss",
+            f"loss {loss} and gradient norm {norm} at step {step}; the weights are those of the step before",
+            mend="Lower the learning rate, or look at the batch; the last checkpoint is good.",
+        )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is used up; on CPU torch raises a plain RuntimeError for that."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

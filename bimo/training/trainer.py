@@ -7,11 +7,11 @@ is a plain module; what the loop needs from siblings (evaluation, samples) is pa
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,16 @@ from bimo.model.packed import unpack
 from bimo.model.recompute import recompute
 from bimo.training import state as checkpoint
 from bimo.training.callbacks import Callback, Event, Gradient, StepResult
-from bimo.training.faults import Fault, check_batch, is_out_of_memory
+from bimo.training.faults import Fault, check_batch, check_finite, is_out_of_memory
 from bimo.training.inputs import TextModel, as_stream, held_out, length
 from bimo.training.losses import Loss, chunked_cross_entropy
 from bimo.training.optimizers import OptimizerFactory, make_optimizer, set_rates
 from bimo.training.randomness import random_state, seed_everything, set_random_state, undisturbed
+from bimo.training.resuming import identity, position, restore, state_of
 from bimo.training.schedules import learning_rate
 from bimo.training.signals import Abandoned, StopSignals
 from bimo.training.streams import Resumable, repeated
+from bimo.training.watchdog import Watchdog
 
 _CPU_MICRO_TOKENS = 2048  # measured: half the memory of 4096 at the same speed; 1024 costs 4 %, 512 costs 9 %
 _log = logging.getLogger("bimo.training")
@@ -57,6 +59,8 @@ class Trainer:
     Attributes:
         state: Where the run stands.
         stop_requested: Why the run shall end after this step; "" while it goes on.
+        batch: What was read and not yet trained on; None between two updates.
+        before: Where data and chance stood before that batch was read.
     """
 
     def __init__(
@@ -83,14 +87,16 @@ class Trainer:
             self.loss = None
         self.optimizer, self.own_rates = make_optimizer(optimizer, self.model, self.settings)
         self.callbacks = list(callbacks)
+        if self.settings.watchdog and not any(isinstance(callback, Watchdog) for callback in self.callbacks):
+            self.callbacks.insert(0, Watchdog())
         self.evaluate_fn, self.generate_fn = evaluate_fn, generate_fn
         self.folder = folder
         self.state = checkpoint.TrainingState()
         self.data: Any = None
-        self.batch: Batch | None = None  # read, and not yet trained on
+        self.batch: Batch | None = None
+        self.before: checkpoint.Tree = {}
         self.stop_requested = ""
         self._signals = StopSignals()
-        self._before: checkpoint.Tree = {}  # where data and chance stood before the batch was read
         self._resumed: checkpoint.Tree = {}
 
     def fit(self, data: Any, targets: Any = None, *, epochs: int | None = None, validation: Any = None) -> Trainer:
@@ -125,6 +131,7 @@ class Trainer:
                 while not self.stop_requested and not self._done:
                     self._advance(batches)
             self._tell("on_end")
+            self._tell("on_result")
         except BaseException:  # whatever it is, it is raised on
             self.optimizer.zero_grad(set_to_none=True)
             self._tell("on_error")
@@ -183,7 +190,6 @@ class Trainer:
         for callback in self.callbacks:
             if callback.on_gradient(self, gradient):
                 gradient = self._measure(batch, loss)
-        _check_finite(gradient, self.state.step + 1)
         self._clip(gradient.norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,7 +203,7 @@ class Trainer:
     def _read(self, batches: Iterator[Batch]) -> Batch:
         """The next batch, or the one that a mended step is tried with again; it can be trained on."""
         if self.batch is None:
-            self._before = {"data": self._position(), "random": random_state()}
+            self.before = {"data": position(self.data), "random": random_state()}
             self.batch = next(batches)
         batch = self.batch
         for callback in self.callbacks:
@@ -234,12 +240,14 @@ class Trainer:
         return loss
 
     def _measure(self, batch: Batch, loss: Tensor) -> Gradient:
-        """Loss and norms in one transfer from the device."""
+        """Loss and norms, in one transfer from the device; a NaN or an infinity ends the step here."""
         named = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
         norms = torch._foreach_norm([gradient for _, gradient in named])
         total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(loss)
         first, second, *rest = torch.stack([loss, total, *norms]).tolist()
-        return Gradient(batch, first, second, rest, [name for name, _ in named])
+        gradient = Gradient(batch, first, second, rest, [name for name, _ in named])
+        check_finite(gradient.loss, gradient.norm, self.state.step + 1)
+        return gradient
 
     def _clip(self, norm: float) -> None:
         limit = self.settings.grad_clip
@@ -261,7 +269,7 @@ class Trainer:
                 head, softcap = self.model.lm_head.weight, self.model.spec.logit_softcap
                 return chunked_cross_entropy(hidden, head, batch.targets, batch.weights, softcap)
             mean = self.loss(self.model.logits(hidden), batch.targets, batch.weights)
-            if mean.dim() != 0 or not mean.requires_grad:
+            if mean.dim() != 0 or (torch.is_grad_enabled() and not mean.requires_grad):
                 raise UserError(
                     f"the loss must be one number that depends on the logits; it has shape {tuple(mean.shape)} and "
                     f"{'a' if mean.requires_grad else 'no'} gradient",
@@ -269,20 +277,30 @@ class Trainer:
                 )
             return mean * batch.weights.sum()
 
+    def loss_of(self, batch: Batch) -> float:
+        """Mean loss of a batch, without training on it."""
+        self.model.eval()
+        with torch.no_grad():
+            parts = [self.loss_sum(p.to(self.device)) for p in batch.split(self.micro_rows(batch)) if p.weight_sum()]
+        self.model.train()
+        return sum(part.item() for part in parts) / batch.weight_sum()
+
     def drop_batch(self) -> None:
         """Read another batch in place of the one whose step has failed."""
         self.batch = None
 
-    def evaluate(self) -> dict[str, float]:
-        """Run `evaluate_fn` and tell the callbacks."""
-        assert self.evaluate_fn is not None, "evaluate needs an evaluate_fn"
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Inside, the model is the one that is judged: in evaluation mode, as callbacks like it; chance is left alone."""
         was_training = self.model.training
-        self.model.eval()
         with undisturbed():
-            metrics = self.evaluate_fn(self.model)
-        self.model.train(was_training)
-        self._tell("on_evaluation", metrics)
-        return metrics
+            try:
+                self.model.eval()
+                self._tell("on_look")
+                yield
+            finally:
+                self._tell("on_looked")
+                self.model.train(was_training)
 
     def event(self, kind: str, **facts: Any) -> None:
         """Tell the callbacks of something that a person should know; without one that listens, log it."""
@@ -291,46 +309,12 @@ class Trainer:
             _log.warning("%s", event)
         self._tell("on_event", event)
 
-    def state_dict(self) -> checkpoint.Tree:
-        """All that the rest of the run depends on, with live tensors; a batch that waits counts as unread."""
-        waiting = self.batch is not None
-        return {
-            "model": checkpoint.model_state(self.model),
-            "optimizer": checkpoint.optimizer_state(self.optimizer, self.model),
-            "training": asdict(self.state),
-            "data": self._before["data"] if waiting else self._position(),
-            "random": self._before["random"] if waiting else random_state(),
-            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks().items()},
-            "identity": self.identity,
-            "settings": self.settings.to_dict(),
-        }
-
-    def load_state_dict(self, tree: checkpoint.Tree) -> None:
-        """Go on from a state of this run: for a rollback. `resume` does this with a checkpoint on disk."""
-        checkpoint.load_model_state(self.model, tree["model"])
-        checkpoint.load_optimizer_state(self.optimizer, self.model, tree["optimizer"])
-        self.state = checkpoint.TrainingState(**tree["training"])
-        for name, callback in self._named_callbacks().items():
-            if tree["callbacks"].get(name):
-                callback.load_state_dict(tree["callbacks"][name])
-        set_random_state(tree["random"])
-        if isinstance(self.data, Resumable):
-            self.data.load_state_dict(tree["data"])
-        self.batch = None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must have been made with: the model's choices, and the tokenizer."""
-        spec = getattr(self.model, "spec", None)
-        tokenizer = "" if self.text_model is None else self.text_model.fingerprint
-        return {"model": spec.to_dict() if spec is not None else {}, "tokenizer": tokenizer}
-
     def save_checkpoint(self) -> Path | None:
         """Write `checkpoints/step-N` and drop the oldest beyond `keep_checkpoints`."""
         if self.folder is None:
             return None
         target = self.folder / f"step-{self.state.step:08d}"
-        checkpoint.write(target, self.state_dict())
+        checkpoint.write(target, state_of(self))
         checkpoint.keep_newest(self.folder, self.settings.keep_checkpoints)
         return target
 
@@ -342,23 +326,24 @@ class Trainer:
                 then.
         """
         tree = checkpoint.read(folder)
-        checkpoint.check_belongs(tree, self.identity, self.model, str(folder))
-        self.load_state_dict(tree)
+        checkpoint.check_belongs(tree, identity(self), self.model, str(folder))
+        restore(self, tree)
         self._resumed = tree
 
     def _settle(self) -> None:
         """Evaluate and sample where the settings say so; then the state is whole."""
         step, settings = self.state.step, self.settings
-        last = step >= settings.steps
-        with self._signals.abandoning():
-            if self.evaluate_fn and (last or (settings.evaluate_every and step % settings.evaluate_every == 0)):
-                self.evaluate()
-            if self.generate_fn and settings.sample_every and step % settings.sample_every == 0:
-                self.model.eval()
-                with undisturbed():
-                    text = self.generate_fn(self.model)
-                self.model.train()
-                self._tell("on_sample", text)
+        often, last = settings.evaluate_every, step >= settings.steps
+        evaluate = self.evaluate_fn if last or (often and step % often == 0) else None
+        generate = self.generate_fn if settings.sample_every and step % settings.sample_every == 0 else None
+        if evaluate or generate:
+            with self.looking():
+                with self._signals.abandoning():  # callbacks hear of all or nothing: what is repeated counts once
+                    metrics = evaluate(self.model) if evaluate else None
+                    text = generate(self.model) if generate else None
+                for happening, found in (("on_evaluation", metrics), ("on_sample", text)):
+                    if found is not None:
+                        self._tell(happening, found)
         self.state.settled = step
         self._tell("on_settled")
 
@@ -367,31 +352,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         if self.batch is not None:
-            set_random_state(self._before["random"])
-
-    def _position(self) -> dict[str, Any]:
-        return self.data.state_dict() if isinstance(self.data, Resumable) else {}
-
-    def _named_callbacks(self) -> dict[str, Callback]:
-        """Callbacks by class and number among those of the class, as they are named in checkpoints."""
-        named: dict[str, Callback] = {}
-        for callback in self.callbacks:
-            kind = type(callback).__name__
-            named[f"{kind}-{sum(type(other).__name__ == kind for other in named.values())}"] = callback
-        return named
+            set_random_state(self.before["random"])
 
     def _tell(self, happening: str, *arguments: object) -> None:
         for callback in self.callbacks:
             getattr(callback, happening)(self, *arguments)
-
-
-def _check_finite(gradient: Gradient, step: int) -> None:
-    """Stop before a NaN or an infinity reaches the weights."""
-    if not math.isfinite(gradient.loss + gradient.norm):
-        kind = "non-finite gradient" if math.isfinite(gradient.loss) else "non-finite loss"
-        raise Fault(
-            kind,
-            f"loss {gradient.loss} and gradient norm {gradient.norm} at step {step}; the weights are those of the step "
-            "before",
-            mend="Lower the learning rate, or look at the batch; the last checkpoint is good.",
-        )
