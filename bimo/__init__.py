@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bimo.core.config import ModelSpec, TrainingSettings
     from bimo.core.errors import UserError
     from bimo.core.registry import register
+    from bimo.data.checkup import check
     from bimo.engine import Engine, SamplingParams
     from bimo.evaluation.verify import verify
     from bimo.lm import LM, load, new
@@ -39,6 +40,7 @@ _HOMES = {
     "Trainer": "bimo.training",
     "TrainingSettings": "bimo.core.config",
     "UserError": "bimo.core.errors",
+    "check": "bimo.data.checkup",
     "load": "bimo.lm",
     "new": "bimo.lm",
     "register": "bimo.core.registry",
@@ -57,6 +59,7 @@ __all__ = [
     "Trainer",
     "TrainingSettings",
     "UserError",
+    "check",
     "load",
     "new",
     "register",

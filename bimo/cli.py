@@ -5,7 +5,9 @@ A `UserError` becomes one sentence and exit code 2; an interrupted run exits wit
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _end_on_sigterm()
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(_overview())
@@ -93,7 +96,45 @@ def demo(arguments: list[str]) -> int:
     from bimo.demo import demo as run
 
     outcome = run(options.text, _console(), seconds=options.seconds, folder=options.folder)
-    return INTERRUPTED if outcome.trainer.stop_requested else 0
+    return INTERRUPTED if outcome.trainer.interrupted else 0
+
+
+def check(arguments: list[str]) -> int:
+    """Say what is wrong with data, with file, row and mend; --fix FOLDER writes a cleaned copy."""
+    from bimo.core.config import CheckSettings
+    from bimo.data.report_lines import lines_of
+    from bimo.flags import add_settings, settings_values
+
+    parser = _parser("check", check)
+    parser.add_argument("paths", type=str, nargs="+", help="Files, folders or globs, of text or records.")
+    parser.add_argument("--valid", type=str, nargs="+", default=[], help="Validation text: shared rows are leaks.")
+    parser.add_argument("--fix", type=str, default="", help="A new folder for a cleaned copy.")
+    parser.add_argument("--mask_personal_data", type=bool, default=False, help="With --fix: <EMAIL> for an address, …")
+    parser.add_argument(
+        "--tokenizer", type=str, default="", help="A run, a model folder or tokenizer.json: count tokens."
+    )
+    parser.add_argument("--output", type=str, default="", help="Where the whole report goes, as JSON.")
+    add_settings(parser, CheckSettings)
+    options = parser.parse_args(arguments)
+    settings = CheckSettings.from_dict(settings_values(options, CheckSettings))
+    tokenizer = _tokenizer(options.tokenizer) if options.tokenizer else None
+    if options.fix:
+        from bimo.data.clean import clean, lines_of_cleaning
+
+        done = clean(
+            options.paths, Path(options.fix), valid=options.valid, settings=settings,
+            mask_personal_data=options.mask_personal_data, on_progress=_show_share,
+        )  # fmt: skip
+        _print_now("\n".join(lines_of_cleaning(done, options.fix)))
+        assert done.after is not None, "the copy was checked"
+        return 0 if done.after.ok else 1
+    from bimo.data.checkup import check as run
+
+    report = run(options.paths, valid=options.valid, settings=settings, tokenizer=tokenizer, on_progress=_show_share)
+    if options.output:
+        report.save(Path(options.output))
+    _print_now("\n".join(lines_of(report)))
+    return 0 if report.ok else 1
 
 
 def prepare(arguments: list[str]) -> int:
@@ -119,8 +160,9 @@ def train(arguments: list[str]) -> int:
     stopped = outcome.trainer.stop_requested
     if stopped:
         print(f"\nstopped ({stopped}) and saved at step {outcome.trainer.state.step}.")
+    if outcome.trainer.interrupted:
         print(f"Go on with: bimo train --resume {run.path}")
-        return INTERRUPTED if stopped.startswith("SIG") else 0
+        return INTERRUPTED
     print(f"done: {outcome.figures['bits_per_byte']:.4f} bits per byte on held-out text. The model is in {run.model}")
     print(f"Try: bimo generate {run.path} 'Once upon a time'")
     return 0
@@ -214,12 +256,32 @@ def export(arguments: list[str]) -> int:
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     verb.__name__: ((verb.__doc__ or "").strip(), verb)
-    for verb in (doctor, demo, prepare, train, generate, chat, verify, export)
+    for verb in (doctor, demo, check, prepare, train, generate, chat, verify, export)
 }
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a command like Ctrl-C: what is half written is cleared away, and a sentence is said."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _print_now(line: object) -> None:
     print(line, flush=True)
+
+
+def _show_share(share: float) -> None:
+    """How far the reading is, on a line that the next one overwrites; only where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"\r\033[Kreading: {share:.0%}" if share < 1 else "\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _tokenizer(path: str) -> Any:
+    """A tokenizer out of a run, a model folder, or a file."""
+    from bimo import Tokenizer
+
+    folder = Path(path) / "model" if (Path(path) / "model").is_dir() else Path(path)
+    return Tokenizer.load(folder)
 
 
 def _overview() -> str:

@@ -48,7 +48,7 @@ def demo(paths: Sequence[str], console: Console, *, seconds: float, folder: str)
     settings = _settings(free_name(folder, "demo"), folder, _beginning(documents))
     settings = replace(settings, training=_fitting(settings, seconds, console))
     outcome = train(settings, text, console, callbacks=[TimeBudget(seconds)])
-    if outcome.trainer.stop_requested:
+    if outcome.trainer.interrupted:
         say(console, f"stopped; go on with: bimo train --resume {outcome.run.path}")
         return outcome
     _report(outcome, documents, console)

@@ -15,7 +15,8 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from bimo.training import Callback, StepResult, Trainer
+from bimo.training import Callback, Event, StepResult, Trainer
+from bimo.training.callbacks.progress import Pace, duration, figures_line
 
 _REFRESH_S = 0.5
 _LINE_S = 5.0
@@ -31,27 +32,22 @@ class Figures:
         flops_per_token: Of the model, forward and backward.
         peak_flops: Measured on this machine, per second; 0 when unknown.
         losses: Loss of every step, in nats per token.
-        tokens_per_second: Smoothed over steps.
+        pace: Speed and time left.
     """
 
     flops_per_token: float
     peak_flops: float
     losses: list[float] = field(default_factory=list)
-    tokens_per_second: float = 0.0
+    pace: Pace = field(default_factory=Pace)
 
     def add(self, result: StepResult) -> None:
         self.losses.append(result.loss)
-        speed = result.tokens_per_second
-        self.tokens_per_second = 0.9 * self.tokens_per_second + 0.1 * speed if self.tokens_per_second else speed
+        self.pace.add(result)
 
     def share_of_peak(self) -> str:
         if not self.peak_flops:
             return ""
-        return f"{self.tokens_per_second * self.flops_per_token / self.peak_flops:.0%} of measured peak"
-
-    def time_left(self, trainer: Trainer, result: StepResult) -> str:
-        steps_left = trainer.settings.steps - result.step
-        return duration(steps_left * result.tokens / max(self.tokens_per_second, 1e-9))
+        return f"{self.pace.tokens_per_second * self.flops_per_token / self.peak_flops:.0%} of measured peak"
 
 
 class PlainView(Callback):
@@ -63,17 +59,17 @@ class PlainView(Callback):
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         self.figures.add(result)
         if result.step % trainer.settings.log_every == 0 or result.step in (1, trainer.settings.steps):
-            parts = [f"step {result.step}/{trainer.settings.steps}", f"loss {result.loss:.3f}"]
-            parts += [f"{self.figures.tokens_per_second:,.0f} tokens/s", self.figures.share_of_peak()]
-            parts += [f"{self.figures.time_left(trainer, result)} left"]
-            self._line(" · ".join(part for part in parts if part))
+            line = self.figures.pace.line(trainer, result, self.figures.share_of_peak())
+            self._line(f"step {result.step}/{trainer.settings.steps} · {line}")
 
     def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        shown = " · ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics.items())
-        self._line(f"step {trainer.state.step}: held-out {shown}")
+        self._line(f"step {trainer.state.step}: held-out {figures_line(metrics)}")
 
     def on_sample(self, trainer: Trainer, text: str) -> None:
         self._line(f"step {trainer.state.step} writes: {' '.join(text.split())}")
+
+    def on_event(self, trainer: Trainer, event: Event) -> None:
+        self._line(str(event))
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -106,6 +102,9 @@ class LiveView(Callback):
         self.sample = text
         self._draw(trainer)
 
+    def on_event(self, trainer: Trainer, event: Event) -> None:
+        self.live.console.print(str(event), markup=False, highlight=False, soft_wrap=True)  # stays above the picture
+
     def on_end(self, trainer: Trainer) -> None:
         self._draw(trainer)
         self.live.stop()
@@ -124,9 +123,9 @@ class LiveView(Callback):
         facts.add_row("step", f"{result.step} / {trainer.settings.steps}")
         facts.add_row("loss", f"{result.loss:.3f} nats/token")
         facts.add_row("held out", self.evaluation or "…")
-        facts.add_row("speed", f"{self.figures.tokens_per_second:,.0f} tokens/s")
+        facts.add_row("speed", f"{self.figures.pace.tokens_per_second:,.0f} tokens/s")
         facts.add_row("", self.figures.share_of_peak())
-        facts.add_row("left", self.figures.time_left(trainer, result))
+        facts.add_row("left", self.figures.pace.time_left(trainer, result))
         top = Table.grid(expand=True, padding=(0, 2))
         width = max(20, self.console.width - 46)
         top.add_row(Text(curve(self.figures.losses, width, 8), style="cyan"), facts)
@@ -157,15 +156,6 @@ def curve(values: list[float], width: int, height: int) -> str:
         cells[y // 4][x // 2] |= dots[x % 2][y % 4]
     scale = {0: f"{high:6.2f}"[:6] + " ", height - 1: f"{low:6.2f}"[:6] + " "}
     return "\n".join(scale.get(i, " " * 7) + "".join(chr(0x2800 + c) for c in row) for i, row in enumerate(cells))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    seconds = round(seconds)
-    if seconds < 90:
-        return f"{seconds} s"
-    minutes = seconds // 60
-    return f"{minutes} min {seconds % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Waiting:

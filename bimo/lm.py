@@ -7,18 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from bimo.core.batch import Batch
 from bimo.core.config import ModelSpec, TrainingSettings
 from bimo.core.errors import UserError
 from bimo.engine import Engine, SamplingParams
+from bimo.evaluation.metrics import bits_per_byte
+from bimo.examples.encoding import encode_examples
+from bimo.examples.kinds import examples_of
+from bimo.examples.prepared import prepared_rows
 from bimo.interop import export, find_model, format_by_name, open_model
 from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Trainer
+from bimo.training.ids import Shape, are_ids, id_rows
+from bimo.training.inputs import Source, Tell, log_event, mean_loss, peeked, tell_untrained
 from bimo.training.losses import Loss
-from bimo.training.streams import BatchStream, TokenRow, stream_rows
+from bimo.training.optimizers import OptimizerFactory
+from bimo.training.rows import RowWriter
+from bimo.training.streams import BatchStream
 
 
 class LM:
@@ -98,32 +106,75 @@ class LM:
     def fit(
         self,
         inputs: Any,
-        targets: Sequence[str] | None = None,
+        targets: Any = None,
         *,
         epochs: int = 1,
         settings: TrainingSettings | None = None,
-        loss: Loss | None = None,
+        loss: Loss | str | None = None,
+        optimizer: torch.optim.Optimizer | OptimizerFactory | str | None = None,
         callbacks: Iterable[Callback] = (),
+        validation: Any = None,
     ) -> LM:
-        """Train on texts: the short way to `Trainer`.
+        """Train: the short way to `Trainer`.
 
         Args:
-            inputs: A text, a sequence of texts, or an (N, T) array or tensor of ids.
+            inputs: A text, texts, pairs, records, conversations, `pathlib.Path`s of files, prepared shards, or ids; the
+                table in docs/training.md says what is trained of each.
             targets: What to say after each input; only these are trained then. None: the inputs themselves are learned.
             epochs: Passes over the data.
             settings: Rates and sizes; `steps` comes from the epochs.
-            loss: A loss of your own, (logits, targets, weights) → scalar.
+            loss: A loss of your own, (logits, targets, weights) → scalar, or the name of one.
+            optimizer: A ready one, a function of the parameters that makes it, or the name of one.
             callbacks: See `bimo.training.Callback`.
+            validation: What to measure on: like the inputs, a pair of inputs and targets, or a share of the rows.
         """
         self.source = None
-        Trainer(self, settings, loss=loss, callbacks=callbacks).fit(inputs, targets, epochs=epochs)
+        trainer = Trainer(self, settings, loss=loss, optimizer=optimizer, callbacks=callbacks)
+        trainer.fit(inputs, targets, epochs=epochs, validation=validation)
         return self
 
     def batches(self, inputs: Any, targets: Any = None, *, batch_size: int, seed: int) -> BatchStream:
-        """Shuffled batches; each row is one text, or a piece of one that is longer than the context."""
-        rows = list(self._rows(inputs, targets))
-        longest = self.model.spec.context_length
-        return stream_rows(rows, batch_size=batch_size, seed=seed, pad=self.tokenizer.pad_id, longest=longest)
+        """Shuffled batches; each row is one example, or a piece of a text that is longer than the context."""
+        return self.rows_of(inputs, targets).stream(batch_size, seed)
+
+    def rows_of(self, data: Any, targets: Any = None, name: str = "inputs", tell: Tell = log_event) -> Source:
+        """What a user has as rows of ids; see `fit`.
+
+        Args:
+            data: As `fit` takes it.
+            targets: As `fit` takes them.
+            name: What to call the data in errors; "validation" takes the held-out part of a prepared run.
+            tell: Told of what is left out.
+
+        Raises:
+            UserError: Something in it cannot be learned from; its place is named.
+        """
+        T, spec = self.model.spec.context_length, self.model.spec
+        prepared = prepared_rows(data, self.fingerprint, T, valid=name == "validation")
+        if prepared is not None:
+            if targets is not None:
+                raise UserError("prepared text holds its targets already", where=name, mend="Give no targets.")
+            return prepared
+        data, first = peeked(data)
+        pad = self.tokenizer.pad_id if self.has_tokenizer else max(spec.padding_id, 0)
+        writer = RowWriter(pad, T)
+        if are_ids(data if first is None else first):
+            rows = id_rows(data, targets, Shape(spec.vocab_size, T, pad), name, writer)
+        else:
+            rows = encode_examples(examples_of(data, targets, name, tell), self.tokenizer, writer)
+        tell_untrained(writer, tell)
+        return rows
+
+    def show(self, ids: Sequence[int]) -> str:
+        """Ids as a person reads them."""
+        return self.tokenizer.decode(ids) if self.has_tokenizer else " ".join(map(str, ids))
+
+    def figures(self, gpt: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """Loss in nats per token and, of text, bits per byte: what `Trainer.fit` measures on its validation data."""
+        if not self.has_tokenizer:
+            return {"loss": mean_loss(gpt, batches)}
+        found = bits_per_byte(gpt, batches, torch.from_numpy(self.tokenizer.token_bytes()))
+        return {"loss": found["valid_loss"], "bits_per_byte": found["bits_per_byte"]}
 
     def save(self, folder: str | Path) -> Path:
         """Write the model's folder: weights, configuration, tokenizer; it opens in transformers as it lies."""
@@ -143,47 +194,6 @@ class LM:
         """
         output = Path(output)
         return export(self.model, self._tokenizer, output, format or format_by_name(output), dtype, source=self.source)
-
-    def _rows(self, inputs: Any, targets: Any) -> Iterator[TokenRow]:
-        """Ids of each row, one more than the model reads, and which of them are trained."""
-        longest = self.model.spec.context_length + 1
-        begin, end = ([] if i is None else [i] for i in (self.tokenizer.begin_id, self.tokenizer.end_id))
-        texts = [inputs] if isinstance(inputs, str) else inputs
-        if not hasattr(texts, "__iter__"):
-            raise UserError(f"inputs must be text, texts or ids, are {type(inputs).__name__}", mend="Give a list.")
-        texts = texts if hasattr(texts, "__len__") else list(texts)
-        if targets is not None and (isinstance(targets, str) or len(targets) != len(texts)):
-            raise UserError(f"there are {len(texts)} inputs but the targets do not match them one to one")
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                ids = self._checked_ids(text, number)
-            elif targets is None:
-                ids = [*begin, *self.tokenizer.encode(text), *end]
-            else:
-                prompt = [*begin, *self.tokenizer.encode(text)]
-                ids = [*prompt, *self.tokenizer.encode(targets[number]), *end]
-                if len(ids) > longest:
-                    raise UserError(
-                        f"input {number} and its target have {len(ids)} tokens together, the model sees {longest - 1}",
-                        mend="Shorten or drop it.",
-                    )
-                yield _row(ids, len(prompt))
-                continue
-            for start in range(0, len(ids) - 1, longest - 1):
-                yield _row(ids[start : start + longest], 1)
-
-    def _checked_ids(self, ids: Any, number: int) -> list[int]:
-        """Ids that are not text, as a list; they must lie in the vocabulary."""
-        size = self.model.spec.vocab_size
-        try:
-            numbers = [int(i) for i in ids]
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"input {number} is {type(ids).__name__}, neither text nor ids", mend="Give text, or whole numbers."
-            ) from error
-        if not all(0 <= i < size for i in numbers):
-            raise UserError(f"input {number} has ids outside 0 … {size - 1}", mend="Use this model's tokenizer.")
-        return numbers
 
 
 def load(name: str | Path) -> LM:
@@ -211,10 +221,3 @@ def new(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int = 0) -> LM:
 def _sampling(options: dict[str, Any]) -> SamplingParams:
     stop = options.get("stop", ())
     return SamplingParams.from_dict({**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
-
-
-def _row(ids: list[int], untrained: int) -> TokenRow:
-    """A row whose first ids are not trained."""
-    weights = np.ones(len(ids), np.float32)
-    weights[:untrained] = 0.0
-    return TokenRow(np.array(ids, np.int64), weights)

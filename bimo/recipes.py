@@ -29,9 +29,10 @@ from bimo.data.packing import PackedRows
 from bimo.data.prepare import Preparation, Prepared, Source
 from bimo.evaluation.metrics import bits_per_byte
 from bimo.live import Figures, LiveView, PlainView, Waiting
-from bimo.lm import LM, new
+from bimo.lm import LM, load, new
 from bimo.tokenizer import Tokenizer
-from bimo.training import Callback, Checkpoints, MetricsFile, Trainer
+from bimo.training import Callback, Checkpoints, EventsFile, FlightRecorder, MetricsFile, Trainer, Watchdog
+from bimo.training.losses import Loss, loss_by_name
 
 _SHOWN_PROBLEMS = 10
 _SHOWN_SAMPLE = 20  # characters below which another sample is drawn
@@ -63,7 +64,7 @@ class Outcome:
 
     Attributes:
         lm: The trained model.
-        trainer: Its `stop_requested` says whether the run was interrupted, and by what.
+        trainer: Its `interrupted` says whether a signal ended the run, `stop_requested` what ended it early.
         run: Where everything lies.
         figures: Bits per byte and loss on all held-out text; empty when the run was interrupted.
     """
@@ -99,7 +100,13 @@ def prepare(settings: RunSettings, text: Text, console: Console) -> tuple[Tokeni
         say(console, f"text: {len(corpus.files)} file(s), {corpus.total_bytes / 1e6:.1f} MB on disk. {corpus.reason}")
     tokenizer = _tokenizer(settings, run, text, console)
     with Waiting(console, "encoding", text.progress) as waiting:
-        preparation = Preparation(tokenizer, run.tokens, threads=settings.data.workers, on_progress=waiting.tick)
+        preparation = Preparation(
+            tokenizer,
+            run.tokens,
+            threads=settings.data.workers,
+            on_progress=waiting.tick,
+            on_overlap=lambda document: text.problems.setdefault(_overlap(document)),
+        )
         prepared = preparation.run(text.sources)
     _report_problems(text, run, console)
     n_tokens = sum(shards.n_tokens for shards in prepared.train)
@@ -123,11 +130,19 @@ def train(
 ) -> Outcome:
     """A whole run; what it leaves behind is described in docs/architecture.md."""
     run = open_run(settings, resume=resume)
+    teachers: list[LM] = []
+    loss = _loss(settings, teachers)  # what is wrong with it is said before the long work
     tokenizer, prepared = prepare(settings, text, console)
+    if any(teacher.fingerprint != tokenizer.fingerprint for teacher in teachers):
+        raise UserError(
+            "the teacher has another tokenizer, so its ids mean other text",
+            where="training.loss",
+            mend="Use the teacher's tokenizer: --tokenizer.path TEACHER/tokenizer.json",
+        )
     lm = new(settings.model, tokenizer, seed=settings.training.seed)
     settings = replace(settings, model=lm.model.spec)
     settings.save(run.settings)
-    trainer = _trainer(settings, lm, prepared, run, console, callbacks)
+    trainer = _trainer(settings, lm, prepared, run, console, loss, callbacks)
     if resume:
         _resume(trainer, run, console)
     rows = [PackedRows(shards, settings.model.context_length) for shards in prepared.train]
@@ -137,6 +152,7 @@ def train(
     _finish(run, lm, trainer, settings, text)
     if trainer.stop_requested:
         run.log_event("stopped", step=trainer.state.step, why=trainer.stop_requested)
+    if trainer.interrupted:
         return Outcome(lm, trainer, run, {})
     with Waiting(console, "measuring on all held-out text", lambda: 0.0):
         figures = _figures(lm, prepared, rows=None)
@@ -219,6 +235,7 @@ def _trainer(
     prepared: Prepared,
     run: RunDirectory,
     console: Console,
+    loss: Loss,
     callbacks: Sequence[Callback],
 ) -> Trainer:
     """The trainer of a run with its view, logs and checkpoints."""
@@ -249,14 +266,27 @@ def _trainer(
     )
     figures = Figures(model.flops_per_token(), peak)
     view: Callback = LiveView(console, figures) if console.is_terminal else PlainView(console, figures)
+    watching = [EventsFile(run.events), FlightRecorder(run.flight)]
+    watching += [Watchdog(run.set_aside)] if training.watchdog else []
     return Trainer(
-        model,
+        lm,
         training,
-        callbacks=[view, MetricsFile(run.metrics), Checkpoints(), *callbacks],
+        loss=loss,
+        callbacks=[*watching, view, MetricsFile(run.metrics), Checkpoints(), *callbacks],
         evaluate_fn=evaluate,
         generate_fn=sample,
         folder=run.checkpoints,
     )
+
+
+def _loss(settings: RunSettings, teachers: list[LM]) -> Loss:
+    """The loss that the settings name; models that it learns from are added to `teachers`."""
+
+    def teacher(path: str) -> nn.Module:
+        teachers.append(load(path))
+        return teachers[-1].model
+
+    return loss_by_name(settings.training.loss, {"teacher": teacher})
 
 
 def _figures(lm: LM, prepared: Prepared, rows: int | None) -> dict[str, float]:
@@ -303,6 +333,12 @@ def _report_problems(text: Text, run: RunDirectory, console: Console) -> None:
         say(console, f"left out: {len(problems) - _SHOWN_PROBLEMS} more, all listed in {run.path / 'events.jsonl'}")
     for problem in problems:
         run.log_event("left out", file=problem.file, row=problem.row, what=problem.what)
+
+
+def _overlap(document: Document) -> Problem:
+    """What is said of a training document that would make the held-out figures better than they are."""
+    what = "this document is in the validation text too, and is not trained on"
+    return Problem(document.file, document.row, what, "Remove it from one of the two.")
 
 
 def _keep_stdin(folder: Path) -> Path:

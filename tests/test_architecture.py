@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "evaluation": {"core", "tokenizer", "model", "engine", "interop", ""},
     "flags": {"core"},
     "live": {"core", "training"},
-    "lm": {"core", "tokenizer", "data", "model", "training", "interop", "engine"},
+    "examples": {"core", "tokenizer", "data", "training"},
+    "lm": {"core", "tokenizer", "data", "model", "training", "interop", "engine", "evaluation", "examples"},
     "testing": {"core", "model", "training", "evaluation", "lm"},
     "recipes": {"core", "tokenizer", "data", "model", "training", "interop", "engine", "evaluation", "live", "lm", ""},
     "demo": {"core", "tokenizer", "data", "model", "training", "evaluation", "live", "lm", "recipes"},
-    "cli": {"core", "flags", "recipes", "demo", "lm", "evaluation", "engine", "interop", ""},
+    "cli": {"core", "data", "flags", "recipes", "demo", "lm", "evaluation", "engine", "interop", ""},
 }
 COLLECTIONS = {"list", "dict", "set", "bytearray", "defaultdict", "deque", "Counter", "OrderedDict"}
 LONGEST_FILE, LONGEST_FUNCTION, MOST_ARGUMENTS = 400, 60, 8

@@ -47,6 +47,15 @@ def test_own_attention_is_checked_learns_and_comes_back_by_its_file(
     assert capsys.readouterr().out.strip() in output, "another Python finds the module by its file"
 
 
+def test_own_gpt_shows_its_modules_learns_and_writes_after_loading(tmp_path: Path) -> None:
+    output = run(tmp_path, "own_gpt.py")
+    assert "(self_attn): Attention" in output, "one sees what a block is made of"
+    assert "(mlp): SquaredReLU" in output, "with the module of one's own"
+    figures = [float(line.split()[2]) for line in output.splitlines() if line.startswith("step")]
+    assert figures[-1] < figures[0] / 2, "the held-out figure falls"
+    assert "it writes: Ada met " in output, "the loaded model writes"
+
+
 def test_every_example_is_tested() -> None:
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"ten_lines.py", "own_loss.py", "own_attention.py"}, "add a test"
+    assert names == {"ten_lines.py", "own_loss.py", "own_attention.py", "own_gpt.py"}, "add a test"

@@ -36,8 +36,8 @@ CHECKS: dict[str, Callable[..., list[str]]] = {
     "positions": check_positions,
     "loss": check_loss,
 }
-FIRST = {kind: next(iter(registry.ours)) for kind, registry in REGISTRIES.items()}
-OURS = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.ours]
+FIRST = {kind: next(iter(REGISTRIES[kind].ours)) for kind in CHECKS}
+OURS = [(kind, name) for kind in CHECKS for name in REGISTRIES[kind].ours]
 WINDOWED = replace(SMALL, window=5, full_layers=(1,))
 
 

@@ -138,12 +138,24 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def flight(self) -> Path:
+        return self.path / "flight.jsonl"
+
+    @property
+    def set_aside(self) -> Path:
+        return self.path / "set_aside"
+
+    @property
     def manifest(self) -> Path:
         return self.path / MANIFEST
 
     def log_event(self, kind: str, **facts: Any) -> None:
         """Add to `events.jsonl` what happened, and when."""
-        append_jsonl(self.path / "events.jsonl", {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": kind, **facts})
+        append_jsonl(self.events, {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": kind, **facts})
 
     def latest_checkpoint(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is whole, and a sentence for each damaged one that was passed over."""

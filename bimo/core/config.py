@@ -14,7 +14,15 @@ from bimo.core.registry import REGISTRIES, name_and_parameters
 from bimo.core.settings import Settings
 from bimo.core.spec import ModelSpec, RopeScaling
 
-__all__ = ["CheckSettings", "DataSettings", "ModelSpec", "RopeScaling", "RunSettings", "TokenizerSettings", "TrainingSettings"]
+__all__ = [
+    "CheckSettings",
+    "DataSettings",
+    "ModelSpec",
+    "RopeScaling",
+    "RunSettings",
+    "TokenizerSettings",
+    "TrainingSettings",
+]
 
 
 def _positive(settings: object, *names: str) -> list[str]:
@@ -128,6 +136,10 @@ class TrainingSettings(Settings):
     registered; with parameters for example label_smoothing(epsilon=0.2)."""
     optimizer: str = "adamw"
     """What changes the weights: adamw, or an optimizer that you registered."""
+    callbacks: list[str] = field(default_factory=list)
+    """What sees and changes the run, in this order: early_stopping, best_checkpoint, weight_average, rate_finder,
+    tensorboard, sampling, gradient_statistics and more (docs/training.md), or a callback that you registered; with
+    parameters for example early_stopping(patience=5)."""
     learning_rate: float = 1e-3
     """Peak rate."""
     min_learning_rate: float = 1e-4
@@ -175,6 +187,7 @@ class TrainingSettings(Settings):
         found = _positive(self, "steps", "batch_size", "evaluate_rows", "keep_checkpoints", "log_every")
         found += _share(self, "decay_share", "beta1", "beta2")
         found += filter(None, [_part_problem("loss", self.loss), _part_problem("optimizer", self.optimizer)])
+        found += filter(None, [_part_problem("callback", text) for text in self.callbacks])
         whole = ("micro_batch_size", "warmup_steps", "evaluate_every", "checkpoint_every", "sample_every", "threads")
         found += [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
         if self.learning_rate <= 0 or not 0 <= self.min_learning_rate <= self.learning_rate:

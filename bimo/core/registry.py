@@ -12,9 +12,10 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -138,6 +139,21 @@ REGISTRIES = {
                 "distillation": "bimo.training.losses:Distillation",
             },
         ),
+        Registry(
+            "callback",
+            {
+                "early_stopping": "bimo.training.callbacks:EarlyStopping",
+                "time_budget": "bimo.training.callbacks:TimeBudget",
+                "best_checkpoint": "bimo.training.callbacks:BestCheckpoint",
+                "weight_average": "bimo.training.callbacks:WeightAverage",
+                "rate_finder": "bimo.training.callbacks:RateFinder",
+                "sampling": "bimo.training.callbacks:Sampling",
+                "progress": "bimo.training.callbacks:Progress",
+                "tensorboard": "bimo.training.callbacks:TensorBoard",
+                "gradient_statistics": "bimo.training.callbacks:GradientStatistics",
+                "activation_statistics": "bimo.training.callbacks:ActivationStatistics",
+            },
+        ),
     )
 }
 
@@ -149,7 +165,7 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
         class TalkingHeads(torch.nn.Module): ...
 
     Args:
-        kind: attention, feedforward, norm, positions or loss.
+        kind: attention, feedforward, norm, positions, optimizer, loss or callback.
         name: Its name; one that bimo, an installed package or another file already uses is refused.
     """
     if kind not in REGISTRIES:
@@ -189,6 +205,35 @@ def name_and_parameters(text: str) -> tuple[str, dict[str, Any]]:
         f"{text!r} must look like {name.strip()}(size=0.1): names with numbers, texts in quotes or lists",
         mend="Write it like that.",
     )
+
+
+def made_part(kind: str, text: str, part: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
+    """What a class or function of the registry makes with these parameters.
+
+    Args:
+        kind: Of the registry.
+        text: What the user wrote, for errors.
+        part: Makes it.
+        parameters: What it is given, by name.
+
+    Raises:
+        UserError: It has no such parameter, misses one, or refuses a value.
+    """
+    signature = inspect.signature(part).parameters.values()
+    known = [p.name for p in signature if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    mend = f"Known: {', '.join(known) or 'none'}."
+    if all(p.kind is not p.VAR_KEYWORD for p in signature):
+        for key in parameters:
+            if key not in known:
+                what = f"there is no parameter {key!r}{nearest(key, known)}"
+                raise UserError(what, where=f"{kind}: {text}", mend=mend)
+    for p in signature:
+        if p.name in known and p.default is p.empty and p.name not in parameters:
+            raise UserError(f"{p.name} is missing", where=f"{kind}: {text}", mend=mend)
+    try:
+        return part(**parameters)
+    except (TypeError, ValueError) as error:  # a class of the user that refuses a value
+        raise UserError(f"cannot be made ({error})", where=f"{kind}: {text}", mend="Change its parameters.") from error
 
 
 def import_modules(names: list[str]) -> None:

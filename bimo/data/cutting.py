@@ -49,10 +49,12 @@ def lines(blocks: Iterable[str]) -> Iterator[str]:
     size = row = 0
     for block in blocks:
         *whole, tail = block.split("\n")
+        if whole:
+            whole[0] = "".join([*held, whole[0]])
+            held, size = [], 0
         for line in whole:
             row += 1
-            yield "".join([*held, line, "\n"])
-            held, size = [], 0
+            yield line + "\n"
         held.append(tail)
         size += len(tail)
         if size > LONGEST_LINE:

@@ -34,11 +34,13 @@ class TextStream:
     Args:
         chunks: The bytes of the file; each chunk gives one block of text.
         encoding: How to decode them.
+        keep_controls: Leave control characters in the text, for those who want to see or to mend it as it stands.
     """
 
-    def __init__(self, chunks: Iterable[bytes], encoding: Encoding) -> None:
+    def __init__(self, chunks: Iterable[bytes], encoding: Encoding, *, keep_controls: bool = False) -> None:
         self.chunks = chunks
         self.encoding = encoding
+        self.keep_controls = keep_controls
         self.line = 1
         """The line, from 1, at which the next block begins."""
         self._decoder = codecs.getincrementaldecoder(encoding.codec)("strict")
@@ -93,7 +95,7 @@ class TextStream:
 
     def _without_controls(self, text: str, offset: int) -> str:
         """The text with a bad place for each control character; `offset` is where its bytes begin."""
-        if not CONTROL.search(text):
+        if self.keep_controls or not CONTROL.search(text):
             return text
         done = 0
         for match in CONTROL.finditer(text):

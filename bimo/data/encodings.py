@@ -79,10 +79,12 @@ def recognise(sample: bytes) -> Encoding:
     if too_many(controls, len(escaped)):
         raise UnreadableError(f"the file is binary: {controls} control characters in its first {len(sample)} bytes")
     bad = len(re.findall(r"[\ud800-\udfff]", escaped))
-    good = len(re.findall(r"[^\x00-\x7f\ud800-\udfff]", escaped))
-    if bad == 0 or good > 9 * bad:
+    if bad == 0:
         return Encoding("utf-8", "UTF-8")
-    if good < bad and _is_chinese(sample.decode("gb18030", "replace")):
+    good = len(re.findall(r"[^\x00-\x7f\ud800-\udfff]", escaped))
+    if good > 9 * bad:
+        return Encoding("utf-8", "UTF-8")
+    if good < bad and is_chinese(sample.decode("gb18030", "replace")):
         return Encoding("gb18030", "GB18030")
     if too_many(bad, len(escaped)):
         raise UnreadableError(
@@ -122,7 +124,7 @@ def _utf16_score(sample: bytes, codec: str) -> int:
     return sum(n for c, n in counts.items() if c in " \t\r\n" or c in _FREQUENT or (c.isascii() and c.isalnum()))
 
 
-def _is_chinese(text: str) -> bool:
+def is_chinese(text: str) -> bool:
     """Whether text decoded from GB18030, bad bytes as U+FFFD, is Chinese: see the table of frequent characters."""
     if too_many(text.count("\ufffd"), len(text)):
         return False

@@ -60,6 +60,22 @@ def find_files(paths: Sequence[str], on_problem: ProblemHandler | None = None) -
     return list(found.values())
 
 
+def empty_files(paths: Sequence[str]) -> list[Path]:
+    """Files with a known suffix and nothing in them, in the folders among the paths: `find_files` passes them over."""
+    folders = [Path(os.path.expanduser(path)) for path in paths if os.path.isdir(os.path.expanduser(path))]
+    inner = (Path(name) / file for folder in folders for name, _, files in os.walk(folder) for file in files)
+    return sorted(
+        f for f in inner if _suffix(f) in KINDS and not f.name.startswith(".") and f.is_file() and size_of(f) == 0
+    )
+
+
+def other_files(paths: Sequence[str]) -> list[Path]:
+    """Files in the folders among the paths that are passed over because of their suffix; hidden ones do not count."""
+    folders = [Path(os.path.expanduser(path)) for path in paths if os.path.isdir(os.path.expanduser(path))]
+    inner = (Path(name) / file for folder in folders for name, _, files in os.walk(folder) for file in files)
+    return sorted(f for f in inner if _suffix(f) not in KINDS and not any(p.startswith(".") for p in f.parts))
+
+
 def kind_of(file: Path) -> Kind:
     """What a file holds, by its suffix before '.gz'; any unknown suffix means text."""
     return KINDS.get(_suffix(file), "text")

@@ -83,6 +83,7 @@ class Preparation:
         threads: Threads that encode; 0: one per core.
         shard_tokens: A shard is closed when it has this many ids.
         on_progress: Called now and then.
+        on_overlap: Called with each training document that is left out, because it is validation text too.
     """
 
     def __init__(
@@ -93,9 +94,11 @@ class Preparation:
         threads: int = 0,
         shard_tokens: int = SHARD_TOKENS,
         on_progress: Callable[[], None] = lambda: None,
+        on_overlap: Callable[[Document], None] = lambda document: None,
     ) -> None:
         self.tokenizer, self.folder, self.threads = tokenizer, folder, threads
-        self.shard_tokens, self.on_progress = shard_tokens, on_progress
+        self.shard_tokens, self.on_progress, self.on_overlap = shard_tokens, on_progress, on_overlap
+        self.held_out: frozenset[int] = frozenset()  # fingerprints of documents that only measure
 
     def run(self, sources: Sequence[Source]) -> Prepared:
         """Prepare the sources, or what is left of them.
@@ -106,6 +109,8 @@ class Preparation:
         fingerprint = [self.tokenizer.fingerprint, str(self.shard_tokens)]
         fingerprint += [f"{s.name} {s.fingerprint} {s.validation_share}" for s in sources]
         journal = _Journal(self.folder, fingerprint)
+        measuring = [s.documents for s in sources if s.validation_share == 1 and len(sources) > 1]
+        self.held_out = frozenset(document.fingerprint for documents in measuring for document in documents)
         for source in sources:
             if not journal.of(source.name).done:
                 self._prepare(source, journal)
@@ -186,6 +191,8 @@ class _OpenShard:
 
     def encode(self, group: list[Document]) -> None:
         tokenizer = self.preparation.tokenizer
+        self.n_documents += len(group)
+        group = [document for document in group if not self._overlaps(document)]
         encoded = tokenizer.encode_batch([document.text for document in group], self.preparation.threads)
         for document, ids in zip(group, encoded, strict=True):
             begin, end = ([] if i is None else [i] for i in (tokenizer.begin_id, tokenizer.end_id))
@@ -193,7 +200,14 @@ class _OpenShard:
             split = "valid" if is_validation(document, self.source.validation_share) else "train"
             self._writer(split).add(whole, len(document.text.encode()))
             self.n_tokens += len(whole)
-            self.n_documents += 1
+
+    def _overlaps(self, document: Document) -> bool:
+        """Whether training on this document would make the held-out figures better than they are."""
+        held_out = self.preparation.held_out
+        overlaps = bool(held_out) and self.source.validation_share < 1 and document.fingerprint in held_out
+        if overlaps:
+            self.preparation.on_overlap(document)
+        return overlaps
 
     def close(self) -> None:
         for writer in self.writers.values():

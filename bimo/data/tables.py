@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bimo.core.errors import UserError, nearest, require
 from bimo.data.cutting import LONGEST_LINE, lines
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PARQUET_ROWS = 64  # rows turned into Python objects at a time
 _QUOTE = 'Put text with commas, quotes or line ends between "quotes".'
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+_DECODE = json.JSONDecoder().raw_decode  # json.loads without its detours, which take as long as short rows
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,54 @@ Row = tuple[int, Mapping[str, object] | Broken]
 """A 1-based line or row, and its record."""
 
 
-def jsonl_rows(stream: TextStream, text_field: str) -> Iterator[Row]:
-    """One JSON object per line; a bare string stands for an object with only the text field."""
+def jsonl_rows(stream: TextStream, text_field: str, *, strict: bool = False) -> Iterator[Row]:
+    """One JSON object per line; a bare string stands for an object with only the text field.
+
+    With `strict`, an object in which a key stands twice is broken; else the last one counts.
+    """
     for number, line in enumerate(lines(stream), 1):
-        if BAD in line:
+        try:  # the usual row, without a call more than it needs
+            record, end = _DECODE(line)
+        except (ValueError, RecursionError):
+            record, end = None, 0
+        usual = type(record) is dict and end + 1 == len(line) and "\\u" not in line and BAD not in line
+        doubtful = strict and type(record) is dict and (line.count('":') != len(record) or "NaN" in line)
+        if usual and not doubtful:
+            yield number, record
+        elif BAD in line:
             yield number, Broken(stream.take_bad(number))
         elif not line.isspace():
-            yield number, _json_record(line, text_field)
+            record = _json_record(line, text_field)
+            if doubtful:
+                record = _doubted(line, record)
+            yield number, record
+
+
+def _doubted(line: str, record: Mapping[str, object] | Broken) -> Mapping[str, object] | Broken:
+    """The record, or that a key stands twice in it."""
+    twice: list[str] = []
+
+    def watch(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice.append(next(key for key in keys if keys.count(key) > 1))
+        return dict(pairs)
+
+    if isinstance(record, Broken):
+        return record
+    constants: list[str] = []
+    json.loads(line, object_pairs_hook=watch, parse_constant=constants.append)
+    if constants:
+        return Broken(f"{constants[0]} is no JSON: other readers refuse it", "Write null, or a number.")
+    return Broken(f"the key {twice[0]!r} stands twice in one object", "Keep one of them.") if twice else record
 
 
 def _json_record(line: str, text_field: str) -> Mapping[str, object] | Broken:
     try:
-        value = json.loads(line)
-        if _HALF_PAIR.search(line):  # half of a surrogate pair is no character; a dump with it does not encode
+        value = _json_value(line)
+        if "\\u" in line and _HALF_PAIR.search(
+            line
+        ):  # half of a surrogate pair is no character; a dump with it does not encode
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return Broken("an escape like \\ud800 is half a character", "Write both halves, or the character itself.")
@@ -67,13 +103,27 @@ def _json_record(line: str, text_field: str) -> Mapping[str, object] | Broken:
     return Broken(f"a row is an object or a string, this is a {type(value).__name__}")
 
 
-def csv_rows(stream: TextStream, text_field: str) -> Iterator[Row]:
-    """Records named by the header. Comma, semicolon or tab: the one that makes `text_field` a column."""
+def _json_value(line: str) -> Any:
+    try:
+        value, end = _DECODE(line)
+    except json.JSONDecodeError:
+        return json.loads(line)  # it skips white space, and knows what is wrong
+    return value if line[end:] in ("\n", "") else json.loads(line)
+
+
+def delimiter_of(header: str, text_field: str = "") -> str:
+    """Comma, semicolon or tab: the one that makes `text_field` a column, else the one that makes the most columns."""
+    splits = {mark: next(csv.reader([header], delimiter=mark), []) for mark in ",;\t"}
+    named = [mark for mark, names in splits.items() if text_field in names]
+    return named[0] if named else max(splits, key=lambda mark: len(splits[mark]))
+
+
+def csv_rows(stream: TextStream, text_field: str = "") -> Iterator[Row]:
+    """Records named by the header; see `delimiter_of`. Without `text_field`, any header will do."""
     csv.field_size_limit(2 * LONGEST_LINE)  # the module's own limit of 128 KiB is too short for documents
     source = lines(stream)
     first = next(source, "")
-    splits = {mark: next(csv.reader([first], delimiter=mark), []) for mark in ",;\t"}
-    delimiter = next((mark for mark, names in splits.items() if text_field in names), ",")
+    delimiter = delimiter_of(first, text_field)
     reader = csv.reader(chain([first], source), delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
@@ -92,14 +142,20 @@ def csv_rows(stream: TextStream, text_field: str) -> Iterator[Row]:
         elif not header:
             header = cells
             _check_columns(header, text_field)
+        elif cells == header:
+            yield number, Broken("the header stands here once more", "Remove this line.")
         elif len(cells) == len(header):
             yield number, dict(zip(header, cells, strict=True))
         else:
-            yield number, Broken(f"{len(cells)} columns where the header has {len(header)}", _QUOTE)
+            mark = ", with a byte order mark at its start" if cells[0].startswith("\ufeff") else ""
+            yield number, Broken(f"{len(cells)} columns where the header has {len(header)}{mark}", _QUOTE)
 
 
 def parquet_rows(file: Path, text_field: str, progress: ReadProgress) -> Iterator[Row]:
-    """Rows in batches; a compressed file is unpacked to a temporary one first, because parquet is read from its end."""
+    """Rows with a column `text_field` ('': with any columns), in batches.
+
+    A compressed file is unpacked to a temporary one first, because parquet is read from its end.
+    """
     try:
         arrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
     except UserError as error:  # other files may still be read without the package
@@ -169,6 +225,6 @@ def _missing(text_field: str, fields: list[str]) -> Broken:
 
 
 def _check_columns(columns: list[str], text_field: str) -> None:
-    if text_field not in columns:
+    if text_field and text_field not in columns:
         missing = _missing(text_field, columns)
         raise UnreadableError(missing.what, missing.mend)

@@ -5,11 +5,23 @@
     check_attention(MyAttention)
 
 It returns the names of the promises that hold, or raises a `ContractError` that lists the broken ones and how to mend
-them. The contracts themselves stand in `bimo/model/contracts.py` and, for losses, in `bimo/training/losses.py`.
+them. The contracts themselves stand in `bimo/model/contracts.py`, for losses in `bimo/training/losses/chunks.py`, for
+callbacks in `bimo/training/callbacks/protocol.py`.
 """
 
+from bimo.testing.callbacks import check_callback
 from bimo.testing.losses import check_loss
 from bimo.testing.modules import check_attention, check_feedforward, check_norm, check_positions
+from bimo.testing.optimizers import check_optimizer
 from bimo.testing.promises import ContractError
 
-__all__ = ["ContractError", "check_attention", "check_feedforward", "check_loss", "check_norm", "check_positions"]
+__all__ = [
+    "ContractError",
+    "check_attention",
+    "check_callback",
+    "check_feedforward",
+    "check_loss",
+    "check_norm",
+    "check_optimizer",
+    "check_positions",
+]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bimo.core.registry import REGISTRIES
 from bimo.core.spec import ModelSpec
 from bimo.testing.promises import Promise, check
 from bimo.testing.subjects import name_of
 from bimo.testing.wholes import slope_problem
-from bimo.training.losses import Loss
+from bimo.training.losses import Loss, loss_by_name
 
 _TOLERANCE = 1e-5
 
@@ -49,7 +48,7 @@ def check_loss(loss: str | Loss, spec: ModelSpec | None = None, *, skip: Collect
     """Whether a loss, (logits, targets, weights) → mean over trained tokens, keeps its contract.
 
     Args:
-        loss: The function, or the name that it is registered by.
+        loss: The function, or its name as settings have it: `focal(gamma=3)`.
         spec: Its vocab_size is the number of ids; None: 11.
         skip: Names of promises that shall not be looked at, for example "slopes" when a factor is detached on purpose.
 
@@ -59,7 +58,7 @@ def check_loss(loss: str | Loss, spec: ModelSpec | None = None, *, skip: Collect
     Raises:
         ContractError: It breaks some; each is told with how to mend it.
     """
-    function: Loss = REGISTRIES["loss"].get(loss) if isinstance(loss, str) else loss
+    function: Loss = loss_by_name(loss) if isinstance(loss, str) else loss
     return check(name_of(loss), CONTRACT, _answers(function, 11 if spec is None else spec.vocab_size), skip)
 
 

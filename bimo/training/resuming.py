@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bimo.training import state as checkpoint
-from bimo.training.callbacks import Callback
+from bimo.training.callbacks.protocol import Callback
 from bimo.training.randomness import random_state, set_random_state
 from bimo.training.streams import Resumable
 

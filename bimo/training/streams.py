@@ -1,4 +1,4 @@
-"""Streams of batches that know where they are: rows of tokens, and lists of ready batches.
+"""Streams of batches that know where they are.
 
 Batch n of a stream is a pure function of its seed and n, so a run that is resumed, or set back by a few steps, reads on
 exactly where it stood. An iteration ends with the epoch; the next one goes on with the next epoch, in another order.
@@ -7,13 +7,10 @@ exactly where it stood. An iteration ends with the epoch; the next one goes on w
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 
 from bimo.core.batch import Batch
 from bimo.core.errors import UserError
@@ -26,19 +23,6 @@ class Resumable(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """One text as ids, or a piece of one.
-
-    Attributes:
-        ids: int64, (N,); the model reads all but the last.
-        weights: float32, (N,): how much each id counts as a target. The first is never one: nothing precedes it.
-    """
-
-    ids: np.ndarray
-    weights: np.ndarray
 
 
 class BatchStream:
@@ -83,63 +67,10 @@ class BatchStream:
         self.next_batch = state["next_batch"]
 
 
-class _ShuffledRows:
-    """Rows side by side, shuffled anew in every epoch."""
-
-    def __init__(self, rows: Sequence[TokenRow], batch_size: int, seed: int, pad: int, longest: int) -> None:
-        self.rows, self.batch_size, self.seed, self.pad, self.longest = rows, batch_size, seed, pad, longest
-        self.length = math.ceil(len(rows) / batch_size)
-        self.order: tuple[int, list[int]] = (-1, [])  # of one epoch
-
-    def batch(self, number: int) -> Batch:
-        epoch, place = divmod(number, self.length)
-        if self.order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            self.order = epoch, torch.randperm(len(self.rows), generator=generator).tolist()
-        chosen = self.order[1][place * self.batch_size : (place + 1) * self.batch_size]
-        return padded([self.rows[i] for i in chosen], self.pad, self.longest)
-
-
-def stream_rows(rows: Sequence[TokenRow], *, batch_size: int, seed: int, pad: int, longest: int) -> BatchStream:
-    """Rows as shuffled batches, padded at the end to the longest row of each.
-
-    Args:
-        rows: What to read; each has at least two ids.
-        batch_size: Rows per batch.
-        seed: Settles the order.
-        pad: Id that fills short rows; it has weight 0.
-        longest: Most ids that the model reads at once.
-
-    Raises:
-        UserError: There is no row.
-    """
-    if not rows:
-        raise UserError("there is no text to train on", mend="Give at least one text that is not empty.")
-    digest = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        digest.update(row.ids.tobytes() + row.weights.tobytes())
-    shuffled = _ShuffledRows(rows, batch_size, seed, pad, longest)
-    identity = {"seed": seed, "batch_size": batch_size, "data": digest.hexdigest()}
-    return BatchStream(shuffled.batch, shuffled.length, identity)
-
-
 def stream_batches(batches: Sequence[Batch]) -> BatchStream:
     """Ready batches, again and again in their order."""
     digest = hashlib.blake2b("".join(map(fingerprint, batches)).encode(), digest_size=16)
     return BatchStream(lambda number: batches[number % len(batches)], len(batches), {"data": digest.hexdigest()})
-
-
-def padded(rows: Sequence[TokenRow], pad: int, longest: int) -> Batch:
-    """Rows side by side; padding has weight 0."""
-    width = max(len(row.ids) for row in rows) - 1
-    width = 1 + min(longest, 8 * math.ceil(width / 8))  # few distinct shapes let the allocator reuse its memory
-    table = np.full((len(rows), width), pad, np.int64)  # (B, T + 1)
-    weights = np.zeros((len(rows), width), np.float32)
-    for place, row in enumerate(rows):
-        table[place, : len(row.ids)] = row.ids
-        weights[place, : len(row.ids)] = row.weights
-    ids, counts = torch.from_numpy(table), torch.from_numpy(weights)
-    return Batch(ids=ids[:, :-1], targets=ids[:, 1:], weights=counts[:, 1:])
 
 
 def fingerprint(batch: Batch) -> str:

@@ -22,14 +22,13 @@ from bimo.core import machine
 from bimo.core.batch import Batch
 from bimo.core.config import TrainingSettings
 from bimo.core.errors import UserError
-from bimo.core.registry import REGISTRIES
 from bimo.model.packed import unpack
 from bimo.model.recompute import recompute
 from bimo.training import state as checkpoint
-from bimo.training.callbacks import Callback, Event, Gradient, StepResult
+from bimo.training.callbacks import Callback, Event, Gradient, StepResult, make_callbacks
 from bimo.training.faults import Fault, check_batch, check_finite, is_out_of_memory
 from bimo.training.inputs import TextModel, as_stream, held_out, length
-from bimo.training.losses import Loss, chunked_cross_entropy
+from bimo.training.losses import ChunkedLoss, Loss, loss_by_name
 from bimo.training.optimizers import OptimizerFactory, make_optimizer, set_rates
 from bimo.training.randomness import random_state, seed_everything, set_random_state, undisturbed
 from bimo.training.resuming import identity, position, restore, state_of
@@ -82,15 +81,13 @@ class Trainer:
         plain: Any = model.model if isinstance(model, TextModel) else model
         self.model: Any = unpack(plain).to(self.device)
         named = loss or self.settings.loss
-        self.loss: Loss | None = REGISTRIES["loss"].get(named) if isinstance(named, str) else named
-        if named == "cross_entropy":
-            self.loss = None
+        self.loss: Loss = loss_by_name(named) if isinstance(named, str) else named
         self.optimizer, self.own_rates = make_optimizer(optimizer, self.model, self.settings)
-        self.callbacks = list(callbacks)
+        self.folder = folder
+        self.callbacks = [*callbacks, *make_callbacks(self.settings, self._given())]
         if self.settings.watchdog and not any(isinstance(callback, Watchdog) for callback in self.callbacks):
             self.callbacks.insert(0, Watchdog())
         self.evaluate_fn, self.generate_fn = evaluate_fn, generate_fn
-        self.folder = folder
         self.state = checkpoint.TrainingState()
         self.data: Any = None
         self.batch: Batch | None = None
@@ -115,7 +112,9 @@ class Trainer:
         if epochs is not None:
             per_epoch = length(self.data)
             often = min(self.settings.evaluate_every or per_epoch, per_epoch)
-            self.settings = replace(self.settings, steps=epochs * per_epoch, evaluate_every=often)
+            made = 0 if self._resumed else self.state.step  # a second `fit` trains on
+            self.settings = replace(self.settings, steps=made + epochs * per_epoch, evaluate_every=often)
+        self.stop_requested = ""
         with undisturbed():
             self._run()
         self.model.eval()
@@ -166,6 +165,11 @@ class Trainer:
             self._put_back()
         if self._signals.received:
             self.stop_requested = self._signals.received
+
+    @property
+    def interrupted(self) -> str:
+        """Name of the signal that ended the run, or ''."""
+        return self._signals.received
 
     def prepare_machine(self) -> None:
         """Settle threads and memory for the steps to come, and put the model into training mode."""
@@ -265,9 +269,8 @@ class Trainer:
         """Loss of a (micro-)batch, summed over its trained tokens."""
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
             hidden = self.model.hidden(batch.ids, positions=batch.positions, documents=batch.documents)  # (B, T, C)
-            if self.loss is None:
-                head, softcap = self.model.lm_head.weight, self.model.spec.logit_softcap
-                return chunked_cross_entropy(hidden, head, batch.targets, batch.weights, softcap)
+            if isinstance(self.loss, ChunkedLoss):
+                return self.loss.sum(hidden, self.model.lm_head.weight, batch, self.model.spec.logit_softcap)
             mean = self.loss(self.model.logits(hidden), batch.targets, batch.weights)
             if mean.dim() != 0 or (torch.is_grad_enabled() and not mean.requires_grad):
                 raise UserError(
@@ -291,7 +294,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
-        """Inside, the model is the one that is judged: in evaluation mode, as callbacks like it; chance is left alone."""
+        """Inside, the model is as it is judged: in evaluation mode, with what on_look puts in; chance is left alone."""
         was_training = self.model.training
         with undisturbed():
             try:
@@ -346,6 +349,12 @@ class Trainer:
                         self._tell(happening, found)
         self.state.settled = step
         self._tell("on_settled")
+
+    def _given(self) -> dict[str, Any]:
+        """What callbacks that are named in the settings may need of the run."""
+        given: dict[str, Any] = {} if self.folder is None else {"folder": self.folder.parent}
+        model: Any = self.text_model
+        return given if model is None else given | {"generate": lambda _, prompt: model.generate(prompt, seed=1)}
 
     def _put_back(self) -> None:
         """After a step that came to nothing: no gradient, and chance as it was, so that a second try is the same."""

@@ -261,9 +261,7 @@ KINDS: dict[str, Callable[[Run], None]] = {
     ),
     "no gradient at all, once": lambda run: gradient_once(run, list(run.parameters), lambda g: g * 0.0),
     "random ids": lambda run: batch_at(run, garbage),
-    "an empty batch": lambda run: batch_at(
-        run, lambda b: Batch(b.ids[:0], b.targets[:0], b.weights[:0])
-    ),
+    "an empty batch": lambda run: batch_at(run, lambda b: Batch(b.ids[:0], b.targets[:0], b.weights[:0])),
     "a batch without targets": lambda run: batch_at(run, lambda b: replace(b, weights=b.weights * 0)),
     "weights of NaN in a batch": lambda run: batch_at(run, lambda b: replace(b, weights=b.weights * float("nan"))),
     "ids outside the vocabulary": lambda run: batch_at(run, lambda b: replace(b, ids=b.ids + VOCAB)),

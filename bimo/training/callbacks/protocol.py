@@ -6,8 +6,13 @@ A subclass takes the methods it needs. One update, in order:
     on_gradient   loss and gradient are there → may change `parameter.grad`, or raise a Fault
     (clipping, the optimizer's step)
     on_step       the weights have changed
+    on_look       the model is about to be judged → may change its weights for that
     on_evaluation, on_sample    where the settings say so
+    on_looked     what on_look has changed is put back
     on_settled    all of this has had its turn: what is saved now resumes exactly
+
+on_start comes before the first update; on_end after the last, to save and to close; then on_result, which may change
+the model that the run hands over.
 
 `trainer` gives access to everything: `trainer.model`, `trainer.optimizer`, `trainer.settings`, `trainer.state`;
 `trainer.stop_requested = "why"` ends the run after this step, `trainer.event("what", …)` writes down what happened.
@@ -106,11 +111,17 @@ class Callback:
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         """After each update."""
 
+    def on_look(self, trainer: Trainer) -> None:
+        """Before evaluation and sampling: the weights that shall be judged may be put in, for example an average."""
+
     def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """After each evaluation, with its figures."""
 
     def on_sample(self, trainer: Trainer, text: str) -> None:
         """After each sample text."""
+
+    def on_looked(self, trainer: Trainer) -> None:
+        """After evaluation and sampling, also when they came to nothing: the weights must be those of before again."""
 
     def on_settled(self, trainer: Trainer) -> None:
         """After each update with its evaluation and sample: what is saved here resumes exactly."""
@@ -124,6 +135,9 @@ class Callback:
 
     def on_end(self, trainer: Trainer) -> None:
         """After the last step, also when the run was interrupted."""
+
+    def on_result(self, trainer: Trainer) -> None:
+        """After every callback's on_end, when all is saved: what the model is now is what the run hands over."""
 
     def on_error(self, trainer: Trainer) -> None:
         """When an error ends the run, before it is raised on: give back what was taken, a terminal for example."""

@@ -27,10 +27,7 @@ class MetricsFile(Callback):
         self.path = path
 
     def on_start(self, trainer: Trainer) -> None:
-        lines = read_jsonl(self.path)
-        kept = [line for line in lines if line.get("step", 0) <= trainer.state.settled]
-        if len(kept) < len(lines):
-            write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        continue_log(self.path, trainer)
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         if result.step % trainer.settings.log_every and result.step != 1:
@@ -79,3 +76,12 @@ class Checkpoints(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         trainer.save_checkpoint()
+
+
+def continue_log(path: Path, trainer: Trainer) -> None:
+    """Make room for a log, and drop the lines of steps that are made again: it shall read like an unbroken run's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = read_jsonl(path)
+    kept = [line for line in lines if line.get("step", 0) <= trainer.state.settled]
+    if len(kept) < len(lines):
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from bimo.core.errors import UserError, nearest
 from bimo.training.callbacks.protocol import Callback, StepResult
 
+OVERFITTING = "overfitting"
+"""Why a run ended whose best weights the watchdog puts back."""
+
 if TYPE_CHECKING:
     from bimo.training.trainer import Trainer
 

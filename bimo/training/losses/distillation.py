@@ -46,18 +46,20 @@ class Distillation(ChunkedLoss):
         targets, teacher_logits = batch.targets.flatten(), self._read(batch)
 
         def each(logits: Tensor, part: slice) -> Tensor:
-            theirs = teacher_logits(part)
-            if theirs.shape != logits.shape:
-                raise UserError(
-                    f"the teacher knows {theirs.shape[-1]} ids and the student {logits.shape[-1]}",
-                    where="loss",
-                    mend="Take a teacher with the student's tokenizer.",
-                )
+            theirs = wide(teacher_logits(part))  # (rows, V)
+            self._check("ids", theirs.shape[-1], logits.shape[-1])
             soft = divergence(logits, theirs, self.temperature)
             hard = -logits.log_softmax(dim=-1).gather(-1, targets[part, None]).squeeze(-1)
             return self.alpha * soft + (1 - self.alpha) * hard
 
         return each
+
+    def sum(self, hidden: Tensor, head: Tensor, batch: Batch, softcap: float = 0.0) -> Tensor:
+        if isinstance(self.teacher, GPT):  # before it meets an id or a place that it does not know
+            self._check("ids", self.teacher.spec.vocab_size, head.shape[0])
+            length = batch.ids.shape[1]
+            self._check("positions", min(self.teacher.spec.context_length, length), length)
+        return super().sum(hidden, head, batch, softcap)
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Refused: from logits and targets alone nobody knows what the teacher has to read."""
@@ -74,8 +76,23 @@ class Distillation(ChunkedLoss):
         if isinstance(teacher, GPT):
             hidden = teacher.hidden(batch.ids, positions=batch.positions, documents=batch.documents)
             return _Head(teacher, hidden.flatten(0, 1))
-        logits = wide(teacher(batch.ids)).flatten(0, 1)  # (B * T, V)
-        return logits.__getitem__
+        logits = teacher(batch.ids)
+        if not isinstance(logits, Tensor) or logits.shape[:-1] != batch.ids.shape:
+            raise UserError(
+                f"the teacher gives {type(logits).__name__} and not logits (B, T, V)",
+                where="loss",
+                mend="Wrap it in a module that does.",
+            )
+        return logits.flatten(0, 1).__getitem__  # (B * T, V)
+
+    @staticmethod
+    def _check(what: str, teacher: int, student: int) -> None:
+        if teacher != student:
+            raise UserError(
+                f"the teacher knows {teacher} {what} and the student {student}",
+                where="loss",
+                mend="Take a teacher with the student's tokenizer, and rows no longer than its context.",
+            )
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ class _Head:
 
     @torch.no_grad()
     def __call__(self, part: slice) -> Tensor:
-        return wide(self.gpt.logits(self.hidden[part]))
+        return self.gpt.logits(self.hidden[part])
 
 
 def divergence(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -31,9 +31,9 @@ def chunked_cross_entropy(
     return CrossEntropy().sum(hidden, head, Batch(targets, targets, weights), softcap)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CrossEntropy(ChunkedLoss):
-    """Negative log-likelihood of the target, in nats.
+    """Negative log-likelihood of the target, in nats; both additions by name, so that none is taken for the other.
 
     Args:
         epsilon: Share of the probability that is asked for all ids alike, instead of for the target.
@@ -81,14 +81,14 @@ class CrossEntropy(ChunkedLoss):
         return nats + self.coefficient * log_sum.square() if self.coefficient else nats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelSmoothing(CrossEntropy):
     """Cross-entropy that asks for a share `epsilon` of the probability for all ids alike (Szegedy et al. 2016)."""
 
     epsilon: float = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZLoss(CrossEntropy):
     """Cross-entropy that keeps log Z near 0, so that logits do not drift away (PaLM, Chowdhery et al. 2022)."""
 

@@ -52,13 +52,14 @@ def _said_before(batch: Batch, part: slice, like: Tensor) -> Tensor:
     length = batch.targets.shape[1]
     places = torch.arange(batch.n_tokens, device=like.device)[part]
     said = torch.zeros_like(like)
-    for some in torch.arange(len(places), device=like.device).split(max(1, _HELD_AT_ONCE // length)):
+    step = max(1, _HELD_AT_ONCE // length)
+    for start in range(0, len(places), step):
+        some = slice(start, start + step)
         rows, columns = places[some] // length, places[some] % length
         earlier = torch.arange(length, device=like.device) < columns[:, None]  # (some, T)
         earlier &= batch.weights[rows] > 0
         if batch.documents is not None:
             earlier &= batch.documents[rows] == batch.documents[rows, columns][:, None]
-        start = int(some[0])
-        said[start : start + len(some)].scatter_add_(-1, batch.targets[rows], earlier.to(said.dtype))
+        said[some].scatter_add_(-1, batch.targets[rows], earlier.to(said.dtype))
     said.clamp_(max=1)
     return said.scatter_(-1, batch.targets.flatten()[part, None], 0.0)

@@ -28,12 +28,12 @@ class GoodStates:
         self.states: list[Tree] = []
 
     def fit_into_memory(self, trainer: Trainer) -> None:
-        """Keep as many states as the free memory allows."""
+        """Begin a run: nothing is kept yet, and as many states will be as the free memory allows."""
         size = 3 * sum(tensor.nbytes for tensor in model_state(trainer.model).values())  # Adam has two moments
         free = torch.cuda.mem_get_info()[0] if trainer.device.startswith("cuda") else machine.available_memory()
         if free:  # 0: unknown
             self.most = min(self.most, int(_SHARE * free // max(size, 1)))
-        self.states = self.states[-self.most :] if self.most else []
+        self.states = []
 
     def take(self, trainer: Trainer, without: Callback) -> None:
         """Keep the state as it is now, in the memory of the oldest; without that of a callback."""

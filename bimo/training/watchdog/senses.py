@@ -25,6 +25,7 @@ _SAME_IN_A_ROW = 3  # equal batches in a row that chance does not make
 _DISTINCT = 8  # different batches that must have been seen before equal ones are strange
 _JUMP = 20.0  # times the largest change of a weight's norm so far
 _GROWTH = 1000.0  # times the largest norm of a moment so far
+_SHARE = 0.1  # of the whole gradient, from which a layer counts as exploding
 _DRIFT = 0.3  # share by which a falling loss may rise again
 
 
@@ -113,7 +114,8 @@ class Senses:
             )
         for layer, norm in layers.items():
             known = self.layers.get(layer)
-            if known is not None and known.stands_out(_log(norm)):
+            small = norm < _SHARE * gradient.norm  # a layer of few weights has heavy tails, and does no harm
+            if known is not None and not small and known.stands_out(_log(norm)):
                 raise Fault(
                     "exploding layer",
                     f"the gradient of {layer} has norm {norm:.3g} at step {step}, it was {math.exp(known.level):.3g}",

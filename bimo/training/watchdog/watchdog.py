@@ -32,6 +32,7 @@ from bimo.core.batch import Batch
 from bimo.core.errors import UserError
 from bimo.training import state as checkpoint
 from bimo.training.callbacks import Callback, Gradient, StepResult
+from bimo.training.callbacks.stopping import OVERFITTING
 from bimo.training.faults import Fault
 from bimo.training.resuming import restore
 from bimo.training.streams import fingerprint
@@ -106,6 +107,7 @@ class Watchdog(Callback):
         self.seconds: deque[float] = deque(maxlen=32)
         self.skipped: list[str] = []  # fingerprints of batches that were set aside
         self.tries = Tries()
+        self.fault: Fault | None = None  # the newest that was not passed over
         self.retried = ""  # kind of the fault whose step is tried once more
         self.looked_at: Batch | None = None
         self.seen: Gradient | None = None
@@ -113,7 +115,6 @@ class Watchdog(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.good.fit_into_memory(trainer)
-        self.good.take(trainer, self)
 
         def stalled(seconds: float, stack: str) -> None:
             what = f"step {trainer.state.step + 1} has taken {seconds:.0f} s; the program stands at {stack}"
@@ -123,6 +124,8 @@ class Watchdog(Callback):
         self._expect_step()
 
     def on_batch(self, trainer: Trainer, batch: Batch) -> None:
+        if not self.good.states:  # not at the start: other callbacks may have changed something there
+            self.good.take(trainer, self)
         name = fingerprint(batch)
         if name in self.skipped:
             raise Fault(SKIPPED, "this batch was set aside before")
@@ -152,9 +155,8 @@ class Watchdog(Callback):
     def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         what = self.overfitting.look(metrics, self.senses.loss.level, trainer.model)
         if what:
-            self.overfitting.put_back(trainer.model)
-            trainer.event("overfitting", what=what)
-            trainer.stop_requested = "overfitting"
+            trainer.event(OVERFITTING, what=what)
+            trainer.stop_requested = OVERFITTING
 
     def on_settled(self, trainer: Trainer) -> None:
         step, settings = trainer.state.step, trainer.settings
@@ -170,6 +172,7 @@ class Watchdog(Callback):
         if kind in (SKIPPED, "repeated batch"):
             self._pass_over(trainer, fault)
             return True
+        self.fault = fault
         tries.kinds[kind] = tries.kinds.get(kind, 0) + 1
         tries.last = max(tries.last, trainer.state.step + 1)
         again, self.retried = self.retried, ""
@@ -196,6 +199,10 @@ class Watchdog(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         self._close()
+
+    def on_result(self, trainer: Trainer) -> None:
+        if trainer.stop_requested == OVERFITTING:
+            self.overfitting.put_back(trainer.model)
 
     def on_error(self, trainer: Trainer) -> None:
         self._close()
@@ -259,7 +266,7 @@ class Watchdog(Callback):
         """What stands in each row; '' where nobody can read ids."""
         decode = self.decode
         if decode is None and trainer.text_model is not None and trainer.text_model.fingerprint:
-            decode = trainer.text_model.tokenizer.decode
+            decode = trainer.text_model.show
         if decode is None:
             return []
         size = trainer.model.embed_tokens.num_embeddings
@@ -317,6 +324,7 @@ class Watchdog(Callback):
         tree = self.good.newest(back=0)
         if tree is not None:
             self._restore(trainer, tree)
+        fault = self.fault or fault
         kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(self.tries.kinds).most_common())
         what = (
             f"the watchdog gives up at step {trainer.state.step + 1}: {why}. Last: {fault.what}. Seen so far: {kinds}"

@@ -1,0 +1,1 @@
+"""Training examples: what a person has (texts, pairs, records, conversations, files) on its way to rows of ids."""
