@@ -120,7 +120,9 @@ def make_run(
     trainer = Trainer(model, replace(settings, seed=seed), callbacks=[watch, *callbacks], loss=None)
     trainer.callbacks.insert(0, trainer.callbacks.pop(trainer.callbacks.index(watch)))  # hears of faults first
     rng = random.Random(seed)
-    return Run(trainer, text, watch, rng.randrange(40, settings.steps - 40), rng)
+    return Run(
+        trainer, text, watch, rng.randrange(settings.steps // 4, max(settings.steps // 4 + 1, settings.steps - 40)), rng
+    )
 
 
 def final_loss(run: Run) -> float:

@@ -61,7 +61,8 @@ class Normal:
         if len(self.recent) == self.recent.maxlen:
             self.lowest = min(self.lowest, self.level)
         if len(self.distances) >= self.needed and (self.added % _RENEWED == 0 or self.bar == math.inf):
-            scale = _SIGMA * statistics.median(map(abs, self.distances))
+            centre = statistics.median(self.distances)  # below zero while the figure falls
+            scale = _SIGMA * statistics.median(abs(distance - centre) for distance in self.distances)
             # Heavy tails (a rare kind of document) raise the bar by what they were, however seldom they came.
             self.bar = max(self.least, self.sigmas * scale, 2.0 * max(self.distances))
 

@@ -109,7 +109,7 @@ class Watchdog(Callback):
         self.tries = Tries()
         self.fault: Fault | None = None  # the newest that was not passed over
         self.retried = ""  # kind of the fault whose step is tried once more
-        self.looked_at: Batch | None = None
+        self.again = False  # whether the batch that comes is the one that a fault has kept
         self.seen: Gradient | None = None
         self.stall: StallWatch | None = None
 
@@ -129,8 +129,8 @@ class Watchdog(Callback):
         name = fingerprint(batch)
         if name in self.skipped:
             raise Fault(SKIPPED, "this batch was set aside before")
-        if trainer.batch is not self.looked_at:  # else the same step is tried once more
-            self.looked_at = trainer.batch
+        again, self.again = self.again, False
+        if not again:
             self.senses.look_at_batch(name, trainer.state.step + 1)
 
     def on_gradient(self, trainer: Trainer, gradient: Gradient) -> None:
@@ -189,12 +189,15 @@ class Watchdog(Callback):
             self._go_back(trainer, fault)
         elif tries.in_a_row < _IN_A_ROW:
             self._set_aside(trainer, fault)
+        elif not self.senses.loss.added:
+            self._give_up(trainer, fault, f"the first {tries.in_a_row} batches could not be trained on")
         elif kind in _SPIKES:
             self.senses.forget_spikes()
             what = f"{tries.in_a_row} batches in a row were unlike those before, and the model is sound: the data have "
             trainer.event("other data", what=what + "changed, and these batches are trained on from here")
         else:
             self._go_back(trainer, fault)
+        self.again = trainer.batch is not None
         return True
 
     def on_end(self, trainer: Trainer) -> None:
@@ -247,8 +250,8 @@ class Watchdog(Callback):
         assert batch is not None, "a fault of a batch has a batch"
         tries.in_a_row += 1
         tries.asides = [at for at in tries.asides if at > step - 200] + [step]
-        if len(tries.asides) > _MOST_ASIDE or (not self.senses.loss.added and tries.in_a_row > _IN_A_ROW):
-            self._give_up(trainer, fault, f"{len(tries.asides)} of the last batches could not be trained on")
+        if len(tries.asides) > _MOST_ASIDE:
+            self._give_up(trainer, fault, f"{len(tries.asides)} batches within 200 steps could not be trained on")
         self.skipped.append(fingerprint(batch))
         texts = self._texts(trainer, batch)
         facts: dict[str, Any] = {"texts": [text[:_SHOWN] for text in texts[:4]]}
