@@ -104,6 +104,11 @@ class Block:
         return cls(texts, rows, joined, starts, codes, kinds_table()[codes])
 
     @cached_property
+    def lengths(self) -> np.ndarray:
+        """Characters of each document, and one, (documents,)."""
+        return np.diff(np.append(self.starts, len(self.codes) + 1))
+
+    @cached_property
     def breaks(self) -> np.ndarray:
         """Positions of white space and of what is not ASCII, with one before the start and one at the end."""
         between = self.codes <= 32
@@ -139,13 +144,11 @@ def script_counts(block: Block) -> np.ndarray:
     n = len(block.texts)
     counts = np.zeros((n, len(SCRIPT_NAMES)), np.int64)
     if block.kinds is None:
-        counts[:, 0] = np.diff(np.append(block.starts, len(block.codes)))
+        counts[:, 0] = block.lengths
         return counts
-    counts[:, 0] = np.add.reduceat(block.kinds == LATIN, block.starts, dtype=np.int64)
-    letters = np.flatnonzero(block.kinds > LATIN)
-    owners = np.searchsorted(block.starts, letters, side="right") - 1
-    flat = owners * len(SCRIPT_NAMES) + (block.kinds[letters] - np.uint8(FIRST_SCRIPT))
-    return counts + np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+    for kind in np.flatnonzero(np.bincount(block.kinds, minlength=256)[FIRST_SCRIPT:]).tolist():
+        counts[:, kind] = np.add.reduceat(block.kinds == FIRST_SCRIPT + kind, block.starts, dtype=np.int32)
+    return counts
 
 
 def marked(text: str, markers: Sequence[str]) -> list[int]:

@@ -55,8 +55,7 @@ def content_spots(block: Block) -> Iterator[Spot]:
     yield from _long_lines(block)
     yield from _runs(block)
     yield from _letters_apart(block)
-    lengths = np.diff(np.append(block.starts, len(block.codes)))
-    for document in np.flatnonzero(lengths >= 60).tolist():
+    for document in np.flatnonzero(block.lengths >= 60).tolist():
         text = block.texts[document]
         if len(text) >= 160 and (loop := _loop(text)):
             yield "repetition", document, *loop
@@ -111,9 +110,10 @@ def _mark_up(block: Block, kind: str, pattern: re.Pattern[str], what: str) -> It
 
 
 def _placeholders(block: Block) -> Iterator[Spot]:
-    for document, text in enumerate(block.texts):
-        if len(text) < 12 and text.strip() in _PLACEHOLDERS and len(block.texts) > 1:
-            yield "placeholder", document, 0, f"the whole text is {text.strip()!r}"
+    for document in np.flatnonzero(block.lengths < 12).tolist():
+        text = block.texts[document].strip()
+        if text in _PLACEHOLDERS and len(block.texts) > 1:
+            yield "placeholder", document, 0, f"the whole text is {text!r}"
     for place in marked(block.joined, ("orem ipsum dolor", "OREM IPSUM DOLOR")):
         document = block.document_at(place)
         yield "placeholder", document, place - int(block.starts[document]), "'lorem ipsum' is a placeholder"
@@ -213,6 +213,8 @@ def _runs(block: Block) -> Iterator[Spot]:
 
 def _letters_apart(block: Block) -> Iterator[Spot]:
     """Words that are spelt with a space behind each letter: eight words of one letter in a row."""
+    if 3 * len(block.breaks) > len(block.codes) + 300:  # not in Latin letters
+        return
     single = np.concatenate(([0], np.cumsum(block.word_lengths == 1)))
     rows = np.flatnonzero(single[12:] - single[:-12] >= 8)  # two spaces between words give a word of none
     for document in block.documents_at(block.breaks[rows] + 1):
@@ -224,9 +226,9 @@ def _letters_apart(block: Block) -> Iterator[Spot]:
 def _loop(text: str) -> tuple[int, str] | None:
     """A phrase that follows itself six times or more: probes of the text, each compared with where it comes again."""
     probe = 24 if text[:64].isascii() else 8
-    for start in range(0, len(text) - probe, max(probe, len(text) // 12)):
+    for start in range(0, len(text) - probe, max(probe, len(text) // 8)):
         phrase = text[start : start + probe]
-        period = text.find(phrase, start + 1, start + 2000) - start
+        period = text.find(phrase, start + 1, start + 1000) - start
         if period < 0:
             continue
         length = max(5 * period, 80)

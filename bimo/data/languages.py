@@ -92,18 +92,21 @@ class LanguageGuesser:
             elif script > 0:
                 found[own] = self._code(SCRIPT_NAMES[script])
             else:
-                long = np.flatnonzero(own & (letters >= _ENOUGH))
-                found[long] = [self._code(self._latin(block.texts[number])) for number in long.tolist()]
+                long = np.flatnonzero(own & (letters >= _ENOUGH)).tolist()
+                if long:
+                    found[long] = self._latin_codes([block.texts[number] for number in long])
         return found
 
     def _code(self, name: str) -> int:
         return self.codes.setdefault(name, len(self.codes))
 
-    def _latin(self, text: str) -> str:
-        start = text[:400]
-        for word in self._main:
-            if word in start:
-                return self._main_name
+    def _latin_codes(self, texts: list[str]) -> list[int]:
+        main, code = self._main, self.codes.get(self._main_name, 0)
+        return [
+            code if main and any(w in text for w in main) else self._code(self._latin(text[:400])) for text in texts
+        ]
+
+    def _latin(self, start: str) -> str:
         name = latin_language(start)
         if name and len(self._main) == 0:
             self._met[name] += 1

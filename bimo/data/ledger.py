@@ -15,19 +15,21 @@ import numpy as np
 
 _LOWER = bytes.maketrans(string.ascii_uppercase.encode(), string.ascii_lowercase.encode())
 _LEFT_OUT = (string.whitespace + string.punctuation).encode()
-_WIDE_MARKS = tuple(mark.encode() for mark in "，。！？：")
+_WIDE_MARKS = tuple(mark.encode() for mark in "，。！？")
 _GROUP = 500  # rows that are hashed together
 SHORT = 0
 """Folded hash of a row of which nothing is left."""
 
 
 def folded(text: str) -> bytes:
-    """The text as the folded hash sees it; a text of several, joined by NUL, keeps those."""
-    if text.isascii():
-        return text.encode().translate(_LOWER, _LEFT_OUT)
-    data = text.lower().encode("utf-8", "surrogatepass").translate(None, _LEFT_OUT)
-    for mark in _WIDE_MARKS:
-        data = data.replace(mark, b"")
+    """The text as the folded hash sees it."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) < 2 * len(text) and not text.isascii():  # in Chinese, which has no capitals, it would cost the most
+        data = text.lower().encode("utf-8", "surrogatepass")
+    data = data.translate(_LOWER, _LEFT_OUT)
+    if len(data) > 2 * len(text):
+        for mark in _WIDE_MARKS:
+            data = data.replace(mark, b"")
     return data
 
 
@@ -120,12 +122,8 @@ class Ledger:
         if not keys:
             return
         self._exact.extend(map(hash, keys))
-        joined = "\0".join(keys)
-        self.n_bytes += len(joined.encode("utf-8", "surrogatepass")) - len(keys) + 1
-        parts = folded(joined).split(b"\0")
-        if len(parts) != len(keys):  # a text holds the separator
-            parts = [folded(key) for key in keys]
-        self._folded.extend(map(hash, parts))  # the hash of nothing is 0
+        self.n_bytes += sum(len(key) if key.isascii() else len(key.encode("utf-8", "surrogatepass")) for key in keys)
+        self._folded.extend(hash(folded(key)) for key in keys)  # the hash of nothing is 0
 
 
 def repeats(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

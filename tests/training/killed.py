@@ -1,4 +1,4 @@
-"""A run in a process of its own, that tests kill at any moment: `python killed.py FOLDER [LEAVE_OUT]`.
+"""A run in a process of its own, that tests kill at any moment.
 
 The run has all that has a state: dropout, accumulation, chance in a callback (Python's and NumPy's), an average of the
 weights, early stopping, the watchdog, evaluation. It resumes from the newest whole checkpoint and ends by writing a
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # every optimizer imports it: once, in the process that the others are copied from
 
 from bimo import GPT, ModelSpec, Trainer, TrainingSettings
 from bimo.core.artifacts import RunDirectory
@@ -121,5 +122,7 @@ def main(folder: Path, leave_out: str = "") -> None:
     (folder / "end.json").write_text(json.dumps(end, sort_keys=True), encoding="utf-8")
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+def child(folder: Path, leave_out: str = "") -> None:
+    """The run, with its output in a file."""
+    with (folder / "output.txt").open("w", encoding="utf-8") as sys.stdout:
+        main(folder, leave_out)

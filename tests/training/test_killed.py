@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import multiprocessing
+import multiprocessing.process
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from training.killed import child
 
 from bimo.core.artifacts import RunDirectory
 
-PROGRAM = Path(__file__).with_name("killed.py")
 PARTS = (
     "model",
     "optimizer",
@@ -32,17 +31,39 @@ PARTS = (
 )
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+Process = multiprocessing.process.BaseProcess
+
+
+def start(folder: Path, leave_out: str = "") -> Process:
+    """Begin a run; returns when it trains. A process that has imported everything is copied for each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.killed"])
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(PROGRAM), str(folder), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    (folder / "output.txt").unlink(missing_ok=True)
+    process = context.Process(target=child, args=(folder, leave_out))
+    process.start()
+    while process.is_alive() and not output(folder).endswith("\n"):
+        time.sleep(0.002)
+    return process
 
 
-def finish(folder: Path, *arguments: str) -> dict[str, object]:
-    process = start(folder, *arguments)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+def output(folder: Path) -> str:
+    path = folder / "output.txt"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def finish(folder: Path, leave_out: str = "") -> dict[str, object]:
+    process = start(folder, leave_out)
+    process.join(timeout=120)
+    assert process.exitcode == 0, output(folder)
     return json.loads((folder / "end.json").read_text(encoding="utf-8"))
+
+
+def kill(process: Process, by: signal.Signals = signal.SIGKILL) -> None:
+    assert process.pid is not None, "it has been started"
+    if process.is_alive():
+        os.kill(process.pid, by)
+    process.join(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +71,11 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return finish(tmp_path_factory.mktemp("unbroken"))
 
 
-def killed_at(folder: Path, moment: float, by: signal.Signals = signal.SIGKILL, leave_out: str = "") -> None:
+def killed_at(folder: Path, moment: float) -> None:
     """Start, and kill it that many seconds after training has begun."""
-    process = start(folder, *filter(None, [leave_out]))
-    assert process.stdout is not None, "its output is read"
-    process.stdout.readline()  # it begins to train
+    process = start(folder)
     time.sleep(moment)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, by)
-    process.communicate(timeout=60)
+    kill(process)
 
 
 def test_a_run_that_is_killed_twice_ends_bit_for_bit_like_the_unbroken_one(
@@ -78,52 +95,44 @@ def test_a_hundred_random_moments(unbroken: dict[str, object], tmp_path: Path) -
         assert finish(folder) == unbroken, f"kill number {number}"
 
 
-def stopped_at(folder: Path, step: int, leave_out: str = "") -> None:
-    """Interrupt a run when the checkpoint of that step is there."""
-    process = start(folder, *filter(None, [leave_out]))
-    newest = RunDirectory(folder).checkpoints / f"step-{step:08d}"
-    while process.poll() is None and not newest.exists():
-        time.sleep(0.005)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+def killed_after(folder: Path, step: int, leave_out: str = "") -> None:
+    """Kill a run when the checkpoint of that step is there."""
+    process = start(folder, leave_out)
+    while process.is_alive() and not (RunDirectory(folder).checkpoints / f"step-{step:08d}").exists():
+        time.sleep(0.002)
+    kill(process)
 
 
 @pytest.mark.parametrize("part", ["random.python", "callbacks.Watchdog-0"])
 def test_a_part_that_is_left_out_of_the_state_is_missed(unbroken: dict[str, object], tmp_path: Path, part: str) -> None:
     """The control of the two tests above."""
-    stopped_at(tmp_path, 24, part)
+    killed_after(tmp_path, 24, part)
     assert finish(tmp_path) != unbroken, f"without {part} it must be another run"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_the_state_is_needed(unbroken: dict[str, object], tmp_path: Path, part: str) -> None:
-    stopped_at(tmp_path, 24, part)
+    killed_after(tmp_path, 24, part)
     assert finish(tmp_path) != unbroken, f"without {part} it must be another run"
 
 
 def test_sigterm_saves_and_ends_within_ten_seconds(unbroken: dict[str, object], tmp_path: Path) -> None:
     process = start(tmp_path)
-    assert process.stdout is not None, "its output is read"
-    process.stdout.readline()
-    time.sleep(0.3)
+    time.sleep(0.2)
     begin = time.monotonic()
-    process.terminate()
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, output
+    kill(process, signal.SIGTERM)
+    assert process.exitcode == 0, output(tmp_path)
     assert time.monotonic() - begin < 10, "it does not wait for anything"
     assert finish(tmp_path) == unbroken, "also when the signal came in the middle of a step"
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(unbroken: dict[str, object], tmp_path: Path) -> None:
-    stopped_at(tmp_path, 24)
+    killed_after(tmp_path, 24)
     newest = sorted(RunDirectory(tmp_path).checkpoints.glob("step-*"))[-1]
     weights = newest / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 4
     weights.write_bytes(content)
-    process = start(tmp_path)
-    output, _ = process.communicate(timeout=60)
-    assert "model.safetensors has changed since it was written" in output, "loudly"
-    assert json.loads((tmp_path / "end.json").read_text(encoding="utf-8")) == unbroken, "and it ends the same"
+    assert finish(tmp_path) == unbroken, "it ends the same"
+    assert "model.safetensors has changed since it was written" in output(tmp_path), "and says so, loudly"

@@ -37,7 +37,8 @@ class Senses:
         self.norm = Normal(sigmas=10.0, least=math.log(20.0))
         self.layers: dict[str, Normal] = {}
         self.alive: dict[str, int] = {}  # steps in a row in which a layer had a gradient
-        self.batches: deque[str] = deque(maxlen=64)
+        self.batch = ""  # fingerprint of the one that is looked at
+        self.batches: deque[str] = deque(maxlen=64)  # of the last sound steps
         self.before: dict[str, float] = {}  # norms of weights and moments at the last look
         self.largest: dict[str, float] = {}  # largest change of a weight's norm, largest norm of a moment
         self.looks = 0
@@ -52,7 +53,7 @@ class Senses:
                 f"the batch of step {step} is the same as the {len(recent)} before it",
                 mend="Look at what gives the batches: it does not move on.",
             )
-        self.batches.append(name)
+        self.batch = name
 
     def look_at_state(self, trainer: Trainer) -> None:
         """Whether weights and the optimizer's memory are what the last update left."""
@@ -124,6 +125,7 @@ class Senses:
 
     def add(self, gradient: Gradient) -> None:
         """Remember a sound step."""
+        self.batches.append(self.batch)
         self.loss.add(gradient.loss)
         self.norm.add(_log(gradient.norm))
         for layer, norm in by_layer(gradient.names, gradient.norms).items():
