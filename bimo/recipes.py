@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +22,14 @@ from torch import nn
 import bimo
 from bimo.core import machine
 from bimo.core.artifacts import RunDirectory, append_jsonl, sha256, write_text
-from bimo.core.config import DataSettings, RunSettings
+from bimo.core.config import CheckSettings, DataSettings, RunSettings
 from bimo.core.errors import UserError
 from bimo.data import Corpus, Document, Problem, is_validation
+from bimo.data.checkup import quick_check
 from bimo.data.loader import Loader, evaluation_batches
 from bimo.data.packing import PackedRows
 from bimo.data.prepare import Preparation, Prepared, Source
+from bimo.data.report_lines import verdict
 from bimo.evaluation.metrics import bits_per_byte
 from bimo.live import Figures, LiveView, PlainView, Waiting
 from bimo.lm import LM, load, new
@@ -35,6 +38,7 @@ from bimo.training import Callback, Checkpoints, EventsFile, FlightRecorder, Met
 from bimo.training.losses import Loss, loss_by_name
 
 _SHOWN_PROBLEMS = 10
+_SHOWN_FINDINGS = 5
 _SHOWN_SAMPLE = 20  # characters below which another sample is drawn
 
 
@@ -98,6 +102,8 @@ def prepare(settings: RunSettings, text: Text, console: Console) -> tuple[Tokeni
     run = RunDirectory(Path(settings.folder) / settings.name)
     for corpus in text.corpora:
         say(console, f"text: {len(corpus.files)} file(s), {corpus.total_bytes / 1e6:.1f} MB on disk. {corpus.reason}")
+    if settings.data.check and not run.check.exists():
+        _look_at_data(settings.data, text, run, console)
     tokenizer = _tokenizer(settings, run, text, console)
     with Waiting(console, "encoding", text.progress) as waiting:
         preparation = Preparation(
@@ -333,6 +339,27 @@ def _report_problems(text: Text, run: RunDirectory, console: Console) -> None:
         say(console, f"left out: {len(problems) - _SHOWN_PROBLEMS} more, all listed in {run.path / 'events.jsonl'}")
     for problem in problems:
         run.log_event("left out", file=problem.file, row=problem.row, what=problem.what)
+
+
+def _look_at_data(settings: DataSettings, text: Text, run: RunDirectory, console: Console) -> None:
+    """The quick checkup: the worst on the screen, all of it in `check.json`."""
+    sides: dict[bool, list[str]] = {True: [], False: []}
+    for source in text.sources:
+        if isinstance(source.documents, Corpus):
+            sides[source.validation_share == 1].extend(source.documents.paths)
+    if not sides[False]:
+        return
+    wanted = CheckSettings(text_field=settings.text_field, documents=settings.documents)
+    with Waiting(console, "looking at the text", lambda: 0.0):
+        report = quick_check(sides[False], sides[True], wanted)
+    report.save(run.check)
+    worst = [f"{finding.where}: {finding.what}" for finding in report.findings if finding.severity != "note"]
+    for line in worst[:_SHOWN_FINDINGS]:
+        say(console, f"data: {line}")
+    say(console, f"data: {verdict(report, hint=False)}")
+    if worst:
+        names = " ".join(map(shlex.quote, sides[False]))
+        say(console, f"data: all of it is in {run.check}; more: bimo check {names}")
 
 
 def _overlap(document: Document) -> Problem:

@@ -138,6 +138,10 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def check(self) -> Path:
+        return self.path / "check.json"
+
+    @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
 

@@ -62,6 +62,9 @@ class DataSettings(Settings):
     lines."""
     on_broken: Literal["skip", "stop"] = "skip"
     """What to do with text that cannot be read: report and skip it, or stop."""
+    check: bool = True
+    """Whether the text is looked at before the run, for at most 20 seconds; what is wrong is told, and the run goes
+    on."""
     workers: int = 0
     """Threads that encode text. 0: one per core."""
 

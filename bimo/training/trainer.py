@@ -27,7 +27,7 @@ from bimo.model.recompute import recompute
 from bimo.training import state as checkpoint
 from bimo.training.callbacks import Callback, Event, Gradient, StepResult, make_callbacks
 from bimo.training.faults import Fault, check_batch, check_finite, is_out_of_memory
-from bimo.training.inputs import TextModel, as_stream, held_out, length
+from bimo.training.inputs import TextModel, length, open_data
 from bimo.training.losses import ChunkedLoss, Loss, loss_by_name
 from bimo.training.optimizers import OptimizerFactory, make_optimizer, set_rates
 from bimo.training.randomness import random_state, seed_everything, set_random_state, undisturbed
@@ -100,15 +100,15 @@ class Trainer:
         """Train until `settings.steps` updates, or for a number of epochs.
 
         Args:
-            data: An iterable of `Batch` (endless, or repeated as needed), or ids; with an LM also texts and more, see
-                `LM.fit`.
-            targets: What the model should say to each text of `data`; only with an LM.
+            data: An iterable of `Batch` (endless, or repeated as needed), or ids; with an LM also texts and more: the
+                table in docs/training.md.
+            targets: What the model should say to each row of `data`.
             epochs: Passes over data that has a length; None: `settings.steps` updates.
-            validation: What to measure on: like `data`, or a pair of that and its targets.
+            validation: What to measure on: like `data`, a pair of that and its targets, or a share of the rows.
         """
-        self.data = as_stream(self.text_model or self.model, data, targets, self.settings)
-        if validation is not None:
-            self.evaluate_fn = held_out(self.text_model or self.model, validation, self.settings)
+        model = self.text_model or self.model
+        self.data, measure = open_data(model, data, targets, validation, self.settings, self.event)
+        self.evaluate_fn = measure or self.evaluate_fn
         if epochs is not None:
             per_epoch = length(self.data)
             often = min(self.settings.evaluate_every or per_epoch, per_epoch)
@@ -305,7 +305,7 @@ class Trainer:
                 self._tell("on_looked")
                 self.model.train(was_training)
 
-    def event(self, kind: str, **facts: Any) -> None:
+    def event(self, kind: str, /, **facts: Any) -> None:
         """Tell the callbacks of something that a person should know; without one that listens, log it."""
         event = Event(kind, self.state.step, facts)
         if all(type(callback).on_event is Callback.on_event for callback in self.callbacks):
