@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 MODELS = ROOT / "docs" / "models.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md", MODELS]
+DOCS = [ROOT / "docs" / name for name in ("architecture.md", "training.md", "data.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

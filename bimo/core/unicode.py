@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-CONTROLS = "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"
+CONTROLS = "\x00-\x08\x0e-\x1f\x7f-\x9f"
 """Control characters, as the inside of a character class. Tab, line ends and form feed are white space."""
 JOINERS = "\u200c\u200d"
 SELECTORS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"

@@ -42,7 +42,7 @@ def _in_documents(
 
 
 def _control(text: str) -> Iterator[tuple[str, int, str]]:
-    places = [i for i, c in enumerate(text) if unicodedata.category(c) == "Cc" and c not in "\t\n\r\x0b\x0c\x85"]
+    places = [i for i, c in enumerate(text) if unicodedata.category(c) == "Cc" and c not in "\t\n\r\x0b\x0c"]
     strict = next((i for i in places if CONTROL.match(text[i])), places[0])
     yield "control character", strict, f"{_named(text, strict)} in {excerpt(text, strict)}{_more(places)}"
 

@@ -53,7 +53,7 @@ def kinds_table() -> np.ndarray:
         _paint(table, ranges, FIRST_SCRIPT + place)
     for name in ("simplified", "traditional"):
         _paint(table, _HAN_FORMS[name], FIRST_SCRIPT + SCRIPT_NAMES.index(f"{name} Han"))
-    _paint(table, " \t\n\r\x0b\x0c\x85\xa0\u2000-\u200a\u202f\u205f\u3000", Kind.SPACE)
+    _paint(table, " \t\n\r\x0b\x0c\xa0\u2000-\u200a\u202f\u205f\u3000", Kind.SPACE)
     _paint(table, "0-9", Kind.DIGIT)
     _paint(table, unicode.CONTROLS, Kind.CONTROL)
     _paint(table, unicode.ALWAYS_INVISIBLE, Kind.HIDDEN)

@@ -34,7 +34,7 @@ from bimo.data.report_lines import lines_of
 from bimo.data.rows import FileRows
 from bimo.data.sides import doubtful_texts
 from bimo.data.tables import Broken
-from bimo.data.whole_checks import slip_for
+from bimo.data.whole_checks import is_strange, slip_for
 from bimo.data.writers import open_writer
 
 LOOP_LINES = 5  # the same line so many times in a row is a fault, fewer may be a refrain
@@ -212,6 +212,9 @@ class _Cleaner:
             if text is None:
                 return None
             result[name] = text
+        if task.label and is_strange(self.seen.train.labels, result[task.label]):
+            deeds.append("left out row: label")
+            return None
         if task.label and (right := slip_for(self.seen.train.labels, result[task.label])) is not None:
             deeds.append(f"label {result[task.label]!r} corrected to {right!r}")
             result[task.label] = right
@@ -284,9 +287,9 @@ def _key(content: str | dict[str, Any], task: Task | None) -> str:
     return "\x1f".join(str(content[name]) for name in task.texts)
 
 
-_C1 = re.compile("[\x7f-\x84\x86-\x9f]")
+_C1 = re.compile("[\x7f-\x9f]")
 _WINDOWS = {chr(b): bytes([b]).decode("cp1252") for b in range(0x80, 0xA0) if b not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)}
-_AFTER_LATIN = re.compile("(?<=[A-Za-z0-9,. ])[\x80-\x84\x86-\x9f]")
+_AFTER_LATIN = re.compile("(?<=[A-Za-z0-9,. ])[\x80-\x9f]")
 
 
 def _without_controls(text: str) -> str:

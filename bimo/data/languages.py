@@ -127,7 +127,7 @@ _HAN_ROWS = [SCRIPT_NAMES.index(name) for name in ("Han", "simplified Han", "tra
 
 def latin_language(text: str) -> str:
     """The language of a text in Latin letters; '' when it is none of the known ones, or not clear."""
-    words = text.lower().split()
+    words = set(text.lower().split())  # one word that comes often says little
     counts = Counter(name for word in words for name in _LANGUAGES_OF.get(word, ()))
     (name, best), (_, second) = [*counts.most_common(2), ("", 0), ("", 0)][:2]
     return name if best >= max(4, 2 * second, second + 3) and 6 * best >= len(words) else UNKNOWN

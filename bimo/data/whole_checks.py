@@ -143,13 +143,18 @@ def _labels(side: Side) -> None:
         if right is not None:
             what = f"the label {label!r} looks like a slip for {right!r}"
             _add_alike(side, "label", np.array(count.numbers), what)
-    usual = [str(label) for label, count in side.labels.items() if count.times >= 10]
-    longest = 3 * max(map(len, usual), default=0)
     for label, count in side.labels.items():
-        if usual and count.times == 1 and len(str(label)) > max(longest, 20):
-            _add_alike(
-                side, "label", np.array(count.numbers), f"the label {str(label)[:40]!r} is like none of the others"
-            )
+        if is_strange(side.labels, label):
+            what = f"the label {str(label)[:40]!r} is like none of the others"
+            _add_alike(side, "label", np.array(count.numbers), what)
+
+
+def is_strange(labels: Mapping[object, LabelCount], label: object) -> bool:
+    """Whether a label that comes once is far longer than all that come often: a text, by its looks."""
+    if label not in labels or labels[label].times > 1 or len(str(label)) <= 20:
+        return False
+    usual = [len(str(other)) for other, count in labels.items() if count.times >= 10]
+    return bool(usual) and len(str(label)) > 3 * max(usual)
 
 
 def slip_for(labels: Mapping[object, LabelCount], label: object) -> object | None:
