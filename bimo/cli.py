@@ -102,7 +102,7 @@ def demo(arguments: list[str]) -> int:
 def check(arguments: list[str]) -> int:
     """Say what is wrong with data, with file, row and mend; --fix FOLDER writes a cleaned copy."""
     from bimo.core.config import CheckSettings
-    from bimo.data.report_lines import lines_of
+    from bimo.data.checkup.report_lines import lines_of
     from bimo.flags import add_settings, settings_values
 
     parser = _parser("check", check)
@@ -119,7 +119,7 @@ def check(arguments: list[str]) -> int:
     settings = CheckSettings.from_dict(settings_values(options, CheckSettings))
     tokenizer = _tokenizer(options.tokenizer) if options.tokenizer else None
     if options.fix:
-        from bimo.data.clean import clean, lines_of_cleaning
+        from bimo.data.checkup.clean import clean, lines_of_cleaning
 
         done = clean(
             options.paths, Path(options.fix), valid=options.valid, settings=settings,

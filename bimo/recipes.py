@@ -25,11 +25,10 @@ from bimo.core.artifacts import RunDirectory, append_jsonl, sha256, write_text
 from bimo.core.config import CheckSettings, DataSettings, RunSettings
 from bimo.core.errors import UserError
 from bimo.data import Corpus, Document, Problem, is_validation
-from bimo.data.checkup import quick_check
+from bimo.data.checkup import quick_check, verdict
 from bimo.data.loader import Loader, evaluation_batches
 from bimo.data.packing import PackedRows
 from bimo.data.prepare import Preparation, Prepared, Source
-from bimo.data.report_lines import verdict
 from bimo.evaluation.metrics import bits_per_byte
 from bimo.live import Figures, LiveView, PlainView, Waiting
 from bimo.lm import LM, load, new

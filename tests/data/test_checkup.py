@@ -16,7 +16,7 @@ from bimo.cli import main
 from bimo.core.config import CheckSettings
 from bimo.core.errors import UserError
 from bimo.data.checkup import Report, check, quick_check
-from bimo.data.kinds import KINDS
+from bimo.data.checkup.kinds import KINDS
 
 NOUNS = ("river", "mountain", "teacher", "garden", "window", "letter", "winter", "market", "bridge", "harbour")
 VERBS = ("crosses", "remembers", "paints", "follows", "repairs", "describes", "admires", "forgets", "carries")

@@ -14,8 +14,8 @@ from bimo.cli import main
 from bimo.core import pii
 from bimo.core.errors import UserError
 from bimo.data.checkup import check
-from bimo.data.clean import clean
-from bimo.data.mojibake import repaired
+from bimo.data.checkup.clean import clean
+from bimo.data.checkup.mojibake import repaired
 
 
 def cleaned_rows(paths: list[str]) -> list[dict[str, Any]]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from bimo.core import unicode
-from bimo.data.characters import CYRILLIC, GREEK, HAN, LATIN, Block, Kind
+from bimo.data.checkup.characters import CYRILLIC, GREEK, HAN, LATIN, Block, Kind
+from bimo.data.checkup.kinds import excerpt
+from bimo.data.checkup.mojibake import LEADS, mojibake
 from bimo.data.encodings import CONTROL
-from bimo.data.kinds import excerpt
-from bimo.data.mojibake import LEADS, mojibake
 
 Spot = tuple[str, int, int, str]
 """Kind of finding, document of the block, position in the document, and what is wrong there, one clause."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bimo.data.character_checks import Spot
-from bimo.data.characters import Block, marked
-from bimo.data.kinds import excerpt
+from bimo.data.checkup.character_checks import Spot
+from bimo.data.checkup.characters import Block, marked
+from bimo.data.checkup.kinds import excerpt
 
 LONGEST_LINE = 20_000  # characters
 _TAGS = (

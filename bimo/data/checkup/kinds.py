@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bimo.data.findings import Severity
+from bimo.data.checkup.findings import Severity
 
 KINDS: dict[str, tuple[Severity, str]] = {
     # files and rows

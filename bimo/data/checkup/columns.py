@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bimo.data.characters import Block
-from bimo.data.languages import LanguageGuesser
+from bimo.data.checkup.characters import Block
+from bimo.data.checkup.languages import LanguageGuesser
 
 BLOCK_CHARACTERS = 1 << 18  # some hundred kilobytes: what the checks need at a time stays in the cache
 

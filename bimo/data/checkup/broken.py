@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bimo.data.checkup.kinds import excerpt
+from bimo.data.checkup.legacy import guess_line
+from bimo.data.checkup.rows import FileRows
+from bimo.data.checkup.sides import Side
 from bimo.data.documents import UnreadableError
 from bimo.data.encodings import Encoding
 from bimo.data.files import ReadProgress, byte_chunks, kind_of
-from bimo.data.kinds import excerpt
-from bimo.data.legacy import guess_line
-from bimo.data.rows import FileRows
-from bimo.data.sides import Side
 from bimo.data.tables import Broken
 
 LOOKED_AT = 200  # lines with bad bytes whose encoding is guessed

@@ -20,22 +20,22 @@ from bimo.core import pii, unicode
 from bimo.core.artifacts import write_folder, write_text
 from bimo.core.config import CheckSettings, DataSettings
 from bimo.core.errors import UserError
-from bimo.data.checkup import Examination, examine
+from bimo.data.checkup.examination import Examination, examine
+from bimo.data.checkup.fields import MESSAGES, RecordChecker, Task
+from bimo.data.checkup.findings import MOST_ROWS, Report
+from bimo.data.checkup.kinds import KINDS
+from bimo.data.checkup.ledger import folded
+from bimo.data.checkup.mojibake import repaired
+from bimo.data.checkup.report_lines import lines_of
+from bimo.data.checkup.rows import FileRows
+from bimo.data.checkup.sides import doubtful_texts
+from bimo.data.checkup.whole_checks import is_strange, slip_for
+from bimo.data.checkup.writers import open_writer
 from bimo.data.documents import Problem
 from bimo.data.encodings import CONTROL
-from bimo.data.fields import MESSAGES, RecordChecker, Task
 from bimo.data.files import STANDARD_INPUT, empty_files, find_files
-from bimo.data.findings import MOST_ROWS, Report
-from bimo.data.kinds import KINDS
-from bimo.data.ledger import folded
-from bimo.data.mojibake import repaired
 from bimo.data.readers import document_rule
-from bimo.data.report_lines import lines_of
-from bimo.data.rows import FileRows
-from bimo.data.sides import doubtful_texts
 from bimo.data.tables import Broken
-from bimo.data.whole_checks import is_strange, slip_for
-from bimo.data.writers import open_writer
 
 LOOP_LINES = 5  # the same line so many times in a row is a fault, fewer may be a refrain
 

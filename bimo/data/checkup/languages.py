@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-from bimo.data.characters import FIRST_SCRIPT, KANA, SCRIPT_NAMES, Block, script_counts
+from bimo.data.checkup.characters import FIRST_SCRIPT, KANA, SCRIPT_NAMES, Block, script_counts
 
 SMALL_WORDS: dict[str, str] = {
     "English": (

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from bimo.core.config import CheckSettings
-from bimo.data.columns import Column
-from bimo.data.findings import NAMED_SINGLY, Finding
-from bimo.data.kinds import KINDS, excerpt
-from bimo.data.languages import UNKNOWN
-from bimo.data.ledger import SHORT, Ledger, common, repeats
-from bimo.data.sides import LabelCount, Side
+from bimo.data.checkup.columns import Column
+from bimo.data.checkup.findings import NAMED_SINGLY, Finding
+from bimo.data.checkup.kinds import KINDS, excerpt
+from bimo.data.checkup.languages import UNKNOWN
+from bimo.data.checkup.ledger import SHORT, Ledger, common, repeats
+from bimo.data.checkup.sides import LabelCount, Side
 
 MAIN_SHARE = 0.9  # of the texts whose language is known: from there on it is the main one
 OUTLIERS = 0.05  # share of texts in one other language above which it is a mix and not some strays

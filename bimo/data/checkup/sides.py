@@ -8,19 +8,19 @@ from functools import cached_property
 
 import numpy as np
 
-from bimo.data.character_checks import character_spots
-from bimo.data.characters import Block
-from bimo.data.columns import Column
-from bimo.data.content_checks import content_spots
-from bimo.data.fields import MESSAGES, Fault, RecordChecker, Task
+from bimo.data.checkup.character_checks import character_spots
+from bimo.data.checkup.characters import Block
+from bimo.data.checkup.columns import Column
+from bimo.data.checkup.content_checks import content_spots
+from bimo.data.checkup.fields import MESSAGES, Fault, RecordChecker, Task
+from bimo.data.checkup.findings import NAMED_SINGLY, Finding, Findings
+from bimo.data.checkup.kinds import KINDS, excerpt
+from bimo.data.checkup.ledger import Ledger, repeats
+from bimo.data.checkup.lines import LineCounter
+from bimo.data.checkup.near import Sketches
+from bimo.data.checkup.privacy_checks import personal_spots, secret_spots
+from bimo.data.checkup.rows import FileRows
 from bimo.data.files import kind_of
-from bimo.data.findings import NAMED_SINGLY, Finding, Findings
-from bimo.data.kinds import KINDS, excerpt
-from bimo.data.ledger import Ledger, repeats
-from bimo.data.lines import LineCounter
-from bimo.data.near import Sketches
-from bimo.data.privacy_checks import personal_spots, secret_spots
-from bimo.data.rows import FileRows
 
 GATHERED_ROWS, GATHERED_CHARACTERS = 1000, 1 << 17
 MOST_SAID = 10_000

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from bimo.core.config import CheckSettings, DataSettings
-from bimo.data.broken import report_broken, report_file
-from bimo.data.fields import RecordChecker, recognise_task
-from bimo.data.figures import figures_of
+from bimo.data.checkup.broken import report_broken, report_file
+from bimo.data.checkup.fields import RecordChecker, recognise_task
+from bimo.data.checkup.figures import figures_of
+from bimo.data.checkup.findings import Finding, Findings, Report
+from bimo.data.checkup.rows import Content, FileRows
+from bimo.data.checkup.sides import Side, doubtful_texts, same_texts
+from bimo.data.checkup.token_checks import Encoder, TokenCheck
+from bimo.data.checkup.whole_checks import whole_findings
 from bimo.data.files import ACCEPTED, ReadProgress, empty_files, find_files, other_files, size_of
-from bimo.data.findings import Finding, Findings, Report
 from bimo.data.readers import document_rule
-from bimo.data.rows import Content, FileRows
-from bimo.data.sides import Side, doubtful_texts, same_texts
 from bimo.data.tables import Broken
-from bimo.data.token_checks import Encoder, TokenCheck
-from bimo.data.whole_checks import whole_findings
 
 __all__ = ["Examination", "Finding", "Report", "check", "examine", "quick_check"]
 

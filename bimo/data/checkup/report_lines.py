@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from bimo.data.findings import Report
+from bimo.data.checkup.findings import Report
 
 SHOWN = 5  # rows of each kind
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from bimo.core import pii
-from bimo.data.character_checks import Spot
-from bimo.data.characters import Block, marked
+from bimo.data.checkup.character_checks import Spot
+from bimo.data.checkup.characters import Block, marked
 
 _AT, _DOT, _ZERO = 64, 46, 48
 

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bimo.data.characters import SCRIPT_NAMES, Block, script_counts
-from bimo.data.sides import Side
-from bimo.data.whole_checks import add_rows
+from bimo.data.checkup.characters import SCRIPT_NAMES, Block, script_counts
+from bimo.data.checkup.sides import Side
+from bimo.data.checkup.whole_checks import add_rows
 
 _GROUP = 1 << 20  # characters that are encoded together
 _SAMPLE = 4 << 20  # characters of text that scripts are judged by

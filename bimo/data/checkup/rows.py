@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from bimo.data.checkup.legacy import guess_encoding
 from bimo.data.cutting import Rule, cut
 from bimo.data.decoding import BAD, TextStream
 from bimo.data.documents import Problem, UnreadableError
 from bimo.data.encodings import Encoding, recognise, too_many
 from bimo.data.files import STANDARD_INPUT, ReadProgress, byte_chunks, kind_of
-from bimo.data.legacy import guess_encoding
 from bimo.data.tables import Broken, csv_rows, jsonl_rows, parquet_rows
 
 Content = str | Mapping[str, object] | Broken

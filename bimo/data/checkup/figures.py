@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bimo.data.languages import UNKNOWN
-from bimo.data.sides import Side
-from bimo.data.token_checks import summary
+from bimo.data.checkup.languages import UNKNOWN
+from bimo.data.checkup.sides import Side
+from bimo.data.checkup.token_checks import summary
 
 if TYPE_CHECKING:
-    from bimo.data.checkup import Examination
+    from bimo.data.checkup.examination import Examination
 
 
 def figures_of(seen: Examination) -> dict[str, Any]:
