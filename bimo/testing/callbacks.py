@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from bimo.core.errors import nearest
 from bimo.testing.promises import Promise, check
 from bimo.testing.runs import Run, a_run, batches, difference, weights_of
 from bimo.testing.subjects import name_of
 from bimo.training import Callback, Trainer
 from bimo.training.callbacks import callback_by_name
+from bimo.training.callbacks.naming import METHODS, uncallable_method, uncalled_method
 from bimo.training.randomness import random_state
 from bimo.training.state import copied, read, write
 
-METHODS = {name: method for name, method in vars(Callback).items() if inspect.isfunction(method)}
 HAPPENINGS = [name for name in METHODS if name.startswith("on_")]
 
 
@@ -66,26 +64,12 @@ def made(subject: Subject) -> str:
 
 def methods(subject: Subject) -> str:
     """'' when every method that looks like one of the protocol is one; a misspelt one is never called."""
-    callback = subject.make()
-    for name in dir(type(callback)):
-        if name in METHODS or name.startswith("_") or not callable(getattr(callback, name)):
-            continue
-        close = nearest(name, METHODS)
-        if name.startswith("on_") or (close and name.endswith("_dict")):
-            return f"{name} is not called by anybody{close}"
-    return ""
+    return uncalled_method(subject.make())
 
 
 def arguments(subject: Subject) -> str:
     """'' when its methods take what the loop hands over."""
-    callback = subject.make()
-    for name, ours in METHODS.items():
-        handed = list(inspect.signature(ours).parameters)[1:]
-        try:
-            inspect.signature(getattr(callback, name)).bind(*handed)
-        except TypeError as error:
-            return f"{name} cannot be called with ({', '.join(handed)}): {error}"
-    return ""
+    return uncallable_method(subject.make())
 
 
 def runs(subject: Subject) -> str:
@@ -154,7 +138,7 @@ CONTRACT: tuple[Promise[Subject], ...] = (
     Promise("made", made, "Inherit from bimo.Callback; what needs arguments is checked as a function without any."),
     Promise("methods", methods, "Use the names of bimo.Callback, and a leading _ for your own.", needs=("made",)),
     Promise("arguments", arguments, "Take the arguments of bimo.Callback.", needs=("made",)),
-    Promise("run", runs, "Return another batch from on_batch in place of changing it.", needs=("made", "arguments")),
+    Promise("run", runs, "Return another batch from on_batch in place of changing it.", needs=("made", "methods", "arguments")),
     Promise("chance", chance, "Draw from a generator of your own, or inside trainer.looking().", needs=("run",)),
     Promise("state", state, "Give plain values and tensors in state_dict, and take all of them back.", needs=("run",)),
     Promise(

@@ -126,6 +126,17 @@ def length(data: Any) -> int:
     return len(data)
 
 
+def steps_of(epochs: object, data: Any) -> int:
+    """Updates in a number of epochs.
+
+    Raises:
+        UserError: It is no number of epochs.
+    """
+    if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 1:
+        raise UserError(f"epochs must be a whole number from 1 on, is {epochs!r}", mend="For example epochs=3.")
+    return int(epochs) * length(data)
+
+
 def tell_untrained(writer: RowWriter, tell: Tell) -> None:
     """Say which examples gave nothing to train on."""
     if writer.n_untrained:
@@ -219,9 +230,11 @@ def _without_overlap(model: nn.Module | TextModel, rows: TokenRows, held: TokenR
 
 def _measure(model: nn.Module | TextModel, held: Any, settings: TrainingSettings) -> Measure:
     def batches() -> Iterable[Batch]:
+        most = settings.micro_batch_size  # what does not fit into memory in training does not fit here
         if isinstance(held, Source):
-            return held.in_order(settings.batch_size)
-        return (held[n] for n in range(length(held)))
+            return held.in_order(min(most or settings.batch_size, settings.batch_size))
+        whole = (held[n] for n in range(length(held)))
+        return (part for batch in whole for part in batch.split(most or max(batch.n_rows, 1)))
 
     if not isinstance(held, Source) and not hasattr(held, "__getitem__"):
         raise UserError("an endless stream cannot be measured on", where="validation", mend="Give a list of batches.")

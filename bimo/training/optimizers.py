@@ -41,18 +41,34 @@ def make_optimizer(
         settings: Rates, decay.
     """
     if isinstance(choice, torch.optim.Optimizer):
-        return choice, True
+        return _checked(choice, model), True
     if choice is None or isinstance(choice, str):
         made: Any = REGISTRIES["optimizer"].get(choice or settings.optimizer)(model, settings)
         own = False
     else:
-        made, own = choice([p for p in model.parameters() if p.requires_grad]), True
+        made = choice([p for p in model.parameters() if p.requires_grad]) if callable(choice) else choice
+        own = True
+    return _checked(made, model), own
+
+
+def _checked(made: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer that changes this model.
+
+    Raises:
+        UserError: It is none, or it has no weight of the model: the run would go on to its end and learn nothing.
+    """
     if not isinstance(made, torch.optim.Optimizer):
         raise UserError(
             f"the optimizer is a {type(made).__name__}",
             mend="Give a torch.optim.Optimizer, or a function of the parameters that makes one.",
         )
-    return made, own
+    own = {id(p) for p in model.parameters() if p.requires_grad}
+    if own and not any(id(p) in own for group in made.param_groups for p in group["params"]):
+        raise UserError(
+            "the optimizer holds no weight of this model, so nothing would be learned",
+            mend="Make it of model.parameters(), or give a function of the parameters that makes it.",
+        )
+    return made
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float, share_of_peak: float, own: bool) -> None:

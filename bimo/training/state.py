@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bimo.core.artifacts import verify, write_folder
+from bimo.core.artifacts import MANIFEST, verify, write_folder
 from bimo.core.errors import UserError
 
 Tree = dict[str, Any]
@@ -67,6 +67,7 @@ def write(folder: Path, tree: Tree) -> None:
     for name, branch in tree.items():
         file = name if name in _FILES else "state"
         plain[name] = _without_tensors(branch, name, tensors[file])
+    _clear_damaged(folder)
     with write_folder(folder) as target:
         try:
             for name in _FILES:
@@ -99,10 +100,27 @@ def read(folder: Path) -> Tree:
     return tree
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the newest `count` checkpoints of a folder."""
-    for old in sorted(folder.glob("step-*"))[:-count]:
+def keep_newest(folder: Path, count: int, newest: Path) -> None:
+    """Delete all but `count` checkpoints, of which `newest` is the last.
+
+    What claims to be newer was damaged and passed over, or left by another branch of the run: it must not crowd out
+    what was just written.
+    """
+    for old in sorted(path for path in folder.glob("step-*") if path.name <= newest.name)[:-count]:
         shutil.rmtree(old)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what processes that were killed during a save have left in a folder of checkpoints."""
+    for part in folder.glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _clear_damaged(folder: Path) -> None:
+    """Make room where a damaged checkpoint lies; without its manifest it would be taken for other things."""
+    ours = {MANIFEST, "state.json", *(f"{name}.safetensors" for name in _FILES)}
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= ours and verify(folder):
+        shutil.rmtree(folder)
 
 
 def copied(tree: Any, before: Any = None) -> Any:

@@ -68,7 +68,14 @@ class BatchStream:
 
 
 def stream_batches(batches: Sequence[Batch]) -> BatchStream:
-    """Ready batches, again and again in their order."""
+    """Ready batches, again and again in their order.
+
+    Raises:
+        UserError: Something among them is no batch.
+    """
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, Batch):
+            raise UserError(f"{type(batch).__name__} is no Batch", where=f"inputs[{number}]", mend="Leave it out.")
     digest = hashlib.blake2b("".join(map(fingerprint, batches)).encode(), digest_size=16)
     return BatchStream(lambda number: batches[number % len(batches)], len(batches), {"data": digest.hexdigest()})
 

@@ -25,10 +25,10 @@ from bimo.core.errors import UserError
 from bimo.model.packed import unpack
 from bimo.model.recompute import recompute
 from bimo.training import state as checkpoint
-from bimo.training.callbacks import Callback, Event, Gradient, StepResult, make_callbacks
+from bimo.training.callbacks import Callback, Event, Gradient, StepResult, checked, make_callbacks
 from bimo.training.faults import Fault, check_batch, check_finite, is_out_of_memory
-from bimo.training.inputs import TextModel, length, open_data
-from bimo.training.losses import ChunkedLoss, Loss, loss_by_name
+from bimo.training.inputs import TextModel, length, open_data, steps_of
+from bimo.training.losses import ChunkedLoss, Loss, check_scalar, chosen_loss
 from bimo.training.optimizers import OptimizerFactory, make_optimizer, set_rates
 from bimo.training.randomness import random_state, seed_everything, set_random_state, undisturbed
 from bimo.training.resuming import identity, position, restore, state_of
@@ -80,11 +80,10 @@ class Trainer:
         self.precision = machine.choose_precision(self.device, self.settings.precision).value
         plain: Any = model.model if isinstance(model, TextModel) else model
         self.model: Any = unpack(plain).to(self.device)
-        named = loss or self.settings.loss
-        self.loss: Loss = loss_by_name(named) if isinstance(named, str) else named
+        self.loss: Loss = chosen_loss(loss or self.settings.loss)
         self.optimizer, self.own_rates = make_optimizer(optimizer, self.model, self.settings)
         self.folder = folder
-        self.callbacks = [*callbacks, *make_callbacks(self.settings, self._given())]
+        self.callbacks = [*checked(callbacks), *make_callbacks(self.settings, self._given())]
         if self.settings.watchdog and not any(isinstance(callback, Watchdog) for callback in self.callbacks):
             self.callbacks.insert(0, Watchdog())
         self.evaluate_fn, self.generate_fn = evaluate_fn, generate_fn
@@ -110,10 +109,10 @@ class Trainer:
         self.data, measure = open_data(model, data, targets, validation, self.settings, self.event)
         self.evaluate_fn = measure or self.evaluate_fn
         if epochs is not None:
-            per_epoch = length(self.data)
+            steps, per_epoch = steps_of(epochs, self.data), length(self.data)
             often = min(self.settings.evaluate_every or per_epoch, per_epoch)
             made = 0 if self._resumed else self.state.step  # a second `fit` trains on
-            self.settings = replace(self.settings, steps=made + epochs * per_epoch, evaluate_every=often)
+            self.settings = replace(self.settings, steps=made + steps, evaluate_every=often)
         self.stop_requested = ""
         with undisturbed():
             self._run()
@@ -141,6 +140,12 @@ class Trainer:
         if self._resumed and isinstance(self.data, Resumable):
             self.data.load_state_dict(self._resumed["data"])
         self._tell("on_start")
+        if self._resumed and not isinstance(self.data, Resumable):
+            what = "these data do not know where the run stood in them: they are read from where they stand now"
+            self.event("data not resumed", what=what)
+        elif self.state.step and self._done:
+            what = f"all {self.settings.steps} steps were made before; raise training.steps, or give epochs"
+            self.event("nothing to do", what=what)
         if self._resumed:
             set_random_state(self._resumed["random"])
         else:
@@ -272,12 +277,7 @@ class Trainer:
             if isinstance(self.loss, ChunkedLoss):
                 return self.loss.sum(hidden, self.model.lm_head.weight, batch, self.model.spec.logit_softcap)
             mean = self.loss(self.model.logits(hidden), batch.targets, batch.weights)
-            if mean.dim() != 0 or (torch.is_grad_enabled() and not mean.requires_grad):
-                raise UserError(
-                    f"the loss must be one number that depends on the logits; it has shape {tuple(mean.shape)} and "
-                    f"{'a' if mean.requires_grad else 'no'} gradient",
-                    mend="Return the mean over trained tokens, computed from the logits.",
-                )
+            check_scalar(mean)
             return mean * batch.weights.sum()
 
     def loss_of(self, batch: Batch) -> float:
@@ -318,7 +318,7 @@ class Trainer:
             return None
         target = self.folder / f"step-{self.state.step:08d}"
         checkpoint.write(target, state_of(self))
-        checkpoint.keep_newest(self.folder, self.settings.keep_checkpoints)
+        checkpoint.keep_newest(self.folder, self.settings.keep_checkpoints, target)
         return target
 
     def resume(self, folder: Path) -> None:
@@ -341,14 +341,27 @@ class Trainer:
         generate = self.generate_fn if settings.sample_every and step % settings.sample_every == 0 else None
         if evaluate or generate:
             with self.looking():
-                with self._signals.abandoning():  # callbacks hear of all or nothing: what is repeated counts once
-                    metrics = evaluate(self.model) if evaluate else None
-                    text = generate(self.model) if generate else None
+                metrics, text = self._look(evaluate, generate)
                 for happening, found in (("on_evaluation", metrics), ("on_sample", text)):
                     if found is not None:
                         self._tell(happening, found)
         self.state.settled = step
         self._tell("on_settled")
+
+    def _look(
+        self, evaluate: Callable[[nn.Module], dict[str, float]] | None, generate: Callable[[nn.Module], str] | None
+    ) -> tuple[dict[str, float] | None, str | None]:
+        """Figures and a sample; nothing where memory does not suffice: hours of training are worth more than a look."""
+        try:
+            with self._signals.abandoning():  # callbacks hear of all or nothing: what is repeated counts once
+                return evaluate(self.model) if evaluate else None, generate(self.model) if generate else None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            why = str(error).partition("\n")[0]
+        what = f"memory is used up in the evaluation after step {self.state.step}, which is left out ({why})"
+        self.event("out of memory", what=what)
+        return None, None
 
     def _given(self) -> dict[str, Any]:
         """What callbacks that are named in the settings may need of the run."""

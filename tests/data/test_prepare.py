@@ -127,11 +127,24 @@ def test_several_sources_keep_their_own_folders(tmp_path: Path, tokenizer: Token
     sources = [
         Source("a", documents(50), "1", 0.0),
         Source("b", documents(80), "1", 0.0),
-        Source("v", documents(9), "1", 1.0),
+        Source("v", documents(89)[80:], "1", 1.0),
     ]
     made = prepare(tmp_path / "tokens", tokenizer, sources)
     assert [shards.n_documents for shards in made.train] == [50, 80], "training text by source"
     assert made.valid.n_documents == 9, "all of the third is held out"
+
+
+def test_training_documents_that_are_validation_text_too_are_left_out_and_told(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    told: list[Document] = []
+    sources = [Source("a", documents(50), "1", 0.0), Source("v", documents(9), "1", 1.0)]
+    made = Preparation(tokenizer, tmp_path / "tokens", on_overlap=told.append).run(sources)
+    assert [shards.n_documents for shards in made.train] == [41], "what measures is not trained on"
+    assert [document.row for document in told] == list(range(1, 10)), "each is named"
+    apart = [Source("a", documents(50), "1", 0.0), Source("v", documents(59)[50:], "1", 1.0)]
+    again = Preparation(tokenizer, tmp_path / "other", on_overlap=told.append).run(apart)
+    assert again.train[0].n_documents == 50, "the control: other validation text takes nothing away"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from bimo.training.callbacks.average import WeightAverage
 from bimo.training.callbacks.best import BestCheckpoint
 from bimo.training.callbacks.layer_statistics import ActivationStatistics, GradientStatistics, LayerStatistics
-from bimo.training.callbacks.naming import callback_by_name, make_callbacks
+from bimo.training.callbacks.naming import callback_by_name, checked, make_callbacks
 from bimo.training.callbacks.progress import Progress
 from bimo.training.callbacks.protocol import Callback, Event, Gradient, StepResult
 from bimo.training.callbacks.rates import RateFinder, RateReport, find_rate
@@ -34,6 +34,7 @@ __all__ = [
     "TimeBudget",
     "WeightAverage",
     "callback_by_name",
+    "checked",
     "find_rate",
     "make_callbacks",
 ]

@@ -11,7 +11,7 @@ from bimo.core import machine
 from bimo.core.artifacts import append_jsonl, read_jsonl, write_text
 from bimo.core.errors import UserError
 from bimo.training.callbacks.protocol import Callback, Event, StepResult
-from bimo.training.state import model_state
+from bimo.training.state import clear_unfinished, model_state
 
 if TYPE_CHECKING:
     from bimo.training.trainer import Trainer
@@ -59,6 +59,7 @@ class Checkpoints(Callback):
         """A disk that is too small is found now, not after hours."""
         if trainer.folder is None:
             return
+        clear_unfinished(trainer.folder)
         size = 3 * sum(tensor.nbytes for tensor in model_state(trainer.model).values())  # Adam has two moments
         place = next(path for path in (trainer.folder, *trainer.folder.parents) if path.exists())
         needed, free = size * (trainer.settings.keep_checkpoints + 1), machine.free_disk(place)

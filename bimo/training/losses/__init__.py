@@ -9,7 +9,7 @@ from bimo.training.losses.chunks import ChunkedLoss, Each, Loss
 from bimo.training.losses.distillation import Distillation, divergence
 from bimo.training.losses.focal import Focal
 from bimo.training.losses.likelihood import CrossEntropy, LabelSmoothing, ZLoss, chunked_cross_entropy, cross_entropy
-from bimo.training.losses.naming import loss_by_name
+from bimo.training.losses.naming import check_scalar, chosen_loss, loss_by_name
 from bimo.training.losses.unlikelihood import Unlikelihood
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "Loss",
     "Unlikelihood",
     "ZLoss",
+    "check_scalar",
+    "chosen_loss",
     "chunked_cross_entropy",
     "cross_entropy",
     "divergence",

@@ -5,9 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from bimo.core.errors import UserError
 from bimo.core.registry import REGISTRIES, made_part, name_and_parameters
 from bimo.training.losses.chunks import Loss
+
+
+def chosen_loss(choice: Loss | str) -> Loss:
+    """A loss as it is given, or by its name.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if isinstance(choice, str):
+        return loss_by_name(choice)
+    if not callable(choice):
+        raise UserError(
+            f"the loss is a {type(choice).__name__}",
+            mend="Give a function (logits, targets, weights) → mean loss, or a name like 'focal'.",
+        )
+    return choice
+
+
+def check_scalar(mean: object) -> None:
+    """What a loss returns can be minimised.
+
+    Raises:
+        UserError: It is not one number, or no gradient comes from it.
+    """
+    if isinstance(mean, Tensor) and mean.dim() == 0 and (mean.requires_grad or not torch.is_grad_enabled()):
+        return
+    found = f"is a {type(mean).__name__}"
+    if isinstance(mean, Tensor):
+        found = f"has shape {tuple(mean.shape)} and {'a' if mean.requires_grad else 'no'} gradient"
+    raise UserError(
+        f"the loss must be one number that depends on the logits; it {found}",
+        mend="Return the mean over trained tokens, computed from the logits.",
+    )
 
 
 def loss_by_name(text: str, makers: Mapping[str, Callable[[Any], Any]] | None = None) -> Loss:
