@@ -1,7 +1,7 @@
 """Everything of the spine that needs a GPU, in one call: the checks, then the speed of a training step.
 
 Checks that fp32 logits and losses on the GPU are those of the CPU, that bf16 training follows fp32, and that generation
-works there; then prints tokens/s, share of measured peak and memory for 124M parameters in bf16, beside transformers
+works there, that used-up memory is mended and a run resumes; then prints tokens/s, share of measured peak and memory for 124M parameters in bf16, beside transformers
 where it is installed.
 
     python benchmarks/gpu.py
@@ -10,8 +10,10 @@ where it is installed.
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -19,6 +21,7 @@ from bimo import GPT, ModelSpec, Trainer, TrainingSettings
 from bimo.core import machine
 from bimo.core.batch import Batch
 from bimo.evaluation import health
+from bimo.training import Checkpoints
 
 SMALL = ModelSpec(n_layers=4, n_heads=4, n_kv_heads=2, d_model=256, vocab_size=1024, context_length=256)
 GPT2_SIZE = ModelSpec(n_layers=12, n_heads=12, d_model=768, d_ff=2048, vocab_size=50304, context_length=1024)
@@ -52,6 +55,32 @@ def check() -> None:
     for precision in ("fp32", "bf16"):
         worst = max(abs(a / b - 1) for a, b in zip(losses("cuda", precision), reference, strict=True))
         print(f"loss over 100 steps, GPU {precision} against CPU fp32: at most {worst:.2%} apart")
+
+
+def mending() -> None:
+    """Memory that is really used up is mended by fewer rows at once, and a resumed run goes on where it stood."""
+    free, _ = torch.cuda.mem_get_info()
+    filler = torch.empty(max(0, free - 6 * 2**30), dtype=torch.uint8, device="cuda")
+    rows = 64
+    settings = TrainingSettings(device="cuda", precision="bf16", batch_size=rows, micro_batch_size=rows, steps=2)
+    trainer = Trainer(GPT(GPT2_SIZE), settings)
+    trainer.fit([batch(GPT2_SIZE, rows)])
+    print(f"{rows} rows in 6 GiB: mended by {trainer.state.most_rows} rows at once, {trainer.state.step} steps made")
+    del filler, trainer
+    torch.cuda.empty_cache()
+    ends = []
+    for parts in ([20], [10, 20]):
+        with tempfile.TemporaryDirectory() as folder:
+            for steps in parts:
+                model = GPT(SMALL)
+                model.reset_parameters(torch.Generator().manual_seed(0))
+                settings = TrainingSettings(device="cuda", precision="bf16", steps=steps, schedule="constant")
+                trainer = Trainer(model, settings, callbacks=[Checkpoints()], folder=Path(folder))
+                if steps != parts[0]:
+                    trainer.resume(Path(folder) / f"step-{parts[0]:08d}")
+                trainer.fit([batch(SMALL, 8, seed=i) for i in range(7)])
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    print(f"resumed against unbroken, largest difference of a weight: {float((ends[0] - ends[1]).abs().max()):.1e}")
 
 
 def timed(step: Callable[[], object], steps: int = 20) -> float:
@@ -117,4 +146,5 @@ def peer(rows: int) -> tuple[float, int]:
 if __name__ == "__main__":
     assert torch.cuda.is_available(), "this needs a CUDA GPU"
     check()
+    mending()
     speed()

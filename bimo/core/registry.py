@@ -268,7 +268,9 @@ def home_of(part: Any) -> str:
 def _run_file(name: str) -> None:
     path = Path(name).resolve()
     if not path.is_file():
-        raise UserError("no such file", where=name, mend="Name the file that registers your modules.")
+        raise UserError(
+            "no such file", where=name, mend=f"Name the file that registers your modules, as seen from {Path.cwd()}."
+        )
     module_name = _free_name(path)
     if module_name in sys.modules:
         return

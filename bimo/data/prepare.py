@@ -121,7 +121,8 @@ class Preparation:
         if not list((self.folder / "valid").glob("*.tokens")):
             raise UserError(
                 "no document was held out, so nothing could be measured",
-                mend="Give more documents, raise --data.validation_share, or name --data.validation_paths.",
+                mend="Give more documents, raise --data.validation_share (0.1 holds out a tenth of them), or name "
+                "--data.validation_paths.",
             )
         tokenizer = self.tokenizer.fingerprint
         return Prepared([TokenShards(f, tokenizer) for f in trained], TokenShards(self.folder / "valid", tokenizer))

@@ -58,8 +58,9 @@ def document_rule(files: Sequence[Path], settings: DataSettings) -> tuple[Rule, 
         return settings.documents, f"{names[settings.documents]}, because data.documents says so."
     count = sum(kind_of(file) == "text" for file in files)
     rule: Rule = "file" if count >= MANY_FILES else "blank_line"
+    counted = "is 1 text file" if count == 1 else f"are {count} text files"
     compared = f"at least {MANY_FILES}" if rule == "file" else f"fewer than {MANY_FILES}"
-    return rule, f"{names[rule]}, because there are {count} text files, {compared}; change it with data.documents."
+    return rule, f"{names[rule]}, because there {counted}, {compared}; change it with data.documents."
 
 
 @dataclass(frozen=True)

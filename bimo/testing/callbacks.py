@@ -138,7 +138,12 @@ CONTRACT: tuple[Promise[Subject], ...] = (
     Promise("made", made, "Inherit from bimo.Callback; what needs arguments is checked as a function without any."),
     Promise("methods", methods, "Use the names of bimo.Callback, and a leading _ for your own.", needs=("made",)),
     Promise("arguments", arguments, "Take the arguments of bimo.Callback.", needs=("made",)),
-    Promise("run", runs, "Return another batch from on_batch in place of changing it.", needs=("made", "methods", "arguments")),
+    Promise(
+        "run",
+        runs,
+        "Return another batch from on_batch in place of changing it.",
+        needs=("made", "methods", "arguments"),
+    ),
     Promise("chance", chance, "Draw from a generator of your own, or inside trainer.looking().", needs=("run",)),
     Promise("state", state, "Give plain values and tensors in state_dict, and take all of them back.", needs=("run",)),
     Promise(

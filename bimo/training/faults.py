@@ -66,7 +66,7 @@ def check_finite(loss: float, norm: float, step: int) -> None:
         raise Fault(
             "non-finite gradient" if math.isfinite(loss) else "non-finite loss",
             f"loss {loss} and gradient norm {norm} at step {step}; the weights are those of the step before",
-            mend="Lower the learning rate, or look at the batch; the last checkpoint is good.",
+            mend="Lower the learning rate, look at the batch, or look at your own loss with bimo.testing.check_loss.",
         )
 
 

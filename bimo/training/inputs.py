@@ -122,7 +122,10 @@ def held_out(model: nn.Module | TextModel, validation: Any, settings: TrainingSe
 def length(data: Any) -> int:
     """Batches per epoch."""
     if not hasattr(data, "__len__"):
-        raise UserError("epochs needs data with a length", mend="Give settings.steps instead.")
+        raise UserError(
+            "these data have no length, so nobody knows when an epoch ends",
+            mend="Give a list, or a number of updates: Trainer(model, TrainingSettings(steps=1000)).fit(data).",
+        )
     return len(data)
 
 
@@ -135,6 +138,26 @@ def steps_of(epochs: object, data: Any) -> int:
     if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 1:
         raise UserError(f"epochs must be a whole number from 1 on, is {epochs!r}", mend="For example epochs=3.")
     return int(epochs) * length(data)
+
+
+def check_given(model: object, settings: object) -> None:
+    """A model and settings, and not what leads to them.
+
+    Raises:
+        UserError: One of them is something else.
+    """
+    if not isinstance(model, (nn.Module, TextModel)):
+        raise UserError(
+            f"{type(model).__name__} is no model",
+            where="model",
+            mend='Give an LM or a GPT, for example bimo.load("runs/mine").',
+        )
+    if not isinstance(settings, TrainingSettings):
+        raise UserError(
+            f"{type(settings).__name__} are no settings",
+            where="settings",
+            mend="Give TrainingSettings(learning_rate=1e-3, …).",
+        )
 
 
 def tell_untrained(writer: RowWriter, tell: Tell) -> None:

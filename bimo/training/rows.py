@@ -214,7 +214,7 @@ class RowWriter:
         if not self._examples:
             what = "no row has a token to train on" if self.n_examples else "there is no text to train on"
             where = self.untrained[0] if self.untrained else ""
-            raise UserError(what, where=where, mend="Give at least one text that is not empty.")
+            raise UserError(what, where=where, mend="Give at least one text, or one answer, that is not empty.")
         return TokenRows(
             np.frombuffer(self._ids, np.int32),
             np.frombuffer(self._trained, np.bool_),

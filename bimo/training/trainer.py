@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from bimo.core import machine
 from bimo.core.batch import Batch
 from bimo.core.config import TrainingSettings
-from bimo.core.errors import UserError
 from bimo.model.packed import unpack
 from bimo.model.recompute import recompute
 from bimo.training import state as checkpoint
 from bimo.training.callbacks import Callback, Event, Gradient, StepResult, checked, make_callbacks
 from bimo.training.faults import Fault, check_batch, check_finite, is_out_of_memory
-from bimo.training.inputs import TextModel, length, open_data, steps_of
-from bimo.training.losses import ChunkedLoss, Loss, check_scalar, chosen_loss
+from bimo.training.inputs import TextModel, check_given, length, open_data, steps_of
+from bimo.training.losses import ChunkedLoss, Loss, chosen_loss, mean_of
 from bimo.training.optimizers import OptimizerFactory, make_optimizer, set_rates
 from bimo.training.randomness import random_state, seed_everything, set_random_state, undisturbed
 from bimo.training.resuming import identity, position, restore, state_of
@@ -74,7 +73,8 @@ class Trainer:
         generate_fn: Callable[[nn.Module], str] | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.settings = settings or TrainingSettings()
+        self.settings = TrainingSettings() if settings is None else settings
+        check_given(model, self.settings)
         self.text_model = model if isinstance(model, TextModel) else None
         self.device = machine.choose_device(self.settings.device).value
         self.precision = machine.choose_precision(self.device, self.settings.precision).value
@@ -276,8 +276,7 @@ class Trainer:
             hidden = self.model.hidden(batch.ids, positions=batch.positions, documents=batch.documents)  # (B, T, C)
             if isinstance(self.loss, ChunkedLoss):
                 return self.loss.sum(hidden, self.model.lm_head.weight, batch, self.model.spec.logit_softcap)
-            mean = self.loss(self.model.logits(hidden), batch.targets, batch.weights)
-            check_scalar(mean)
+            mean = mean_of(self.loss, self.model.logits(hidden), batch.targets, batch.weights)
             return mean * batch.weights.sum()
 
     def loss_of(self, batch: Batch) -> float:

@@ -12,7 +12,7 @@ from bimo.core.errors import UserError
 from bimo.training import state as checkpoint
 from bimo.training.callbacks.average import WeightAverage
 from bimo.training.callbacks.protocol import Callback
-from bimo.training.callbacks.stopping import chosen_metric
+from bimo.training.callbacks.stopping import chosen_metric, require_figures
 from bimo.training.resuming import identity
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class BestCheckpoint(Callback):
         self._written = 0  # step of the weights on disk
 
     def on_start(self, trainer: Trainer) -> None:
+        require_figures(trainer, "BestCheckpoint")
         kinds = [type(callback) for callback in trainer.callbacks[trainer.callbacks.index(self) :]]
         if self.restore and WeightAverage in kinds:
             raise UserError(

@@ -58,10 +58,13 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, metric: str = "", patience: int = 3, least: float = 0.0) -> None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise UserError(f"patience must be a whole number from 1 on, is {patience!r}", where="EarlyStopping")
         self.metric, self.patience, self.least = metric, patience, least
         self.best, self.waited = math.inf, 0
 
     def on_start(self, trainer: Trainer) -> None:
+        require_figures(trainer, "EarlyStopping")
         self._stop_if_due(trainer)  # a run that had stopped is stopped when it is resumed
 
     def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -81,6 +84,14 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.waited = state["best"], state["waited"]
+
+
+def require_figures(trainer: Trainer, name: str) -> None:
+    """Refuse a run in which nothing is measured: what waits for figures would do nothing, and nobody would know."""
+    if trainer.evaluate_fn is None:
+        raise UserError(
+            "nothing is measured in this run", where=name, mend="Give fit validation=0.1, or held-out data."
+        )
 
 
 def chosen_metric(metrics: dict[str, float], name: str) -> float:

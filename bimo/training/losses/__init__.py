@@ -9,7 +9,7 @@ from bimo.training.losses.chunks import ChunkedLoss, Each, Loss
 from bimo.training.losses.distillation import Distillation, divergence
 from bimo.training.losses.focal import Focal
 from bimo.training.losses.likelihood import CrossEntropy, LabelSmoothing, ZLoss, chunked_cross_entropy, cross_entropy
-from bimo.training.losses.naming import check_scalar, chosen_loss, loss_by_name
+from bimo.training.losses.naming import check_scalar, chosen_loss, loss_by_name, mean_of
 from bimo.training.losses.unlikelihood import Unlikelihood
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "cross_entropy",
     "divergence",
     "loss_by_name",
+    "mean_of",
 ]

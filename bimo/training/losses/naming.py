@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bimo.core.errors import UserError
 from bimo.core.registry import REGISTRIES, made_part, name_and_parameters
@@ -17,16 +18,44 @@ def chosen_loss(choice: Loss | str) -> Loss:
     """A loss as it is given, or by its name.
 
     Raises:
-        UserError: It is neither.
+        UserError: It is neither, or it cannot be called as a loss is.
     """
-    if isinstance(choice, str):
-        return loss_by_name(choice)
-    if not callable(choice):
+    loss: Any = loss_by_name(choice) if isinstance(choice, str) else choice
+    if isinstance(loss, type):
+        name = loss.__name__
+        raise UserError(f"the loss is the class {name}, not an object of it", mend=f"Write loss={name}().")
+    if not callable(loss):
         raise UserError(
-            f"the loss is a {type(choice).__name__}",
+            f"the loss is a {type(loss).__name__}",
             mend="Give a function (logits, targets, weights) → mean loss, or a name like 'focal'.",
         )
-    return choice
+    try:
+        inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind("logits", "targets", "weights")
+    except TypeError as error:
+        raise UserError(
+            f"the loss cannot be called with (logits, targets, weights): {error}",
+            where=getattr(loss, "__name__", type(loss).__name__),
+            mend="Let it take these three, and return the mean over trained tokens.",
+        ) from error
+    except ValueError:  # a function without a signature, out of a compiled module
+        pass
+    return loss  # type: ignore[no-any-return]
+
+
+def mean_of(loss: Loss, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """What a loss of a user's own returns; an error out of it says with which shapes it was called.
+
+    Raises:
+        UserError: What it returns cannot be minimised.
+    """
+    try:
+        mean = loss(logits, targets, weights)
+    except Exception as error:  # it is the user's code that fails, and the user who reads it
+        given = {"logits": logits, "targets": targets, "weights": weights}
+        error.add_note(f"The loss was called with {', '.join(f'{n} {tuple(x.shape)}' for n, x in given.items())}.")
+        raise
+    check_scalar(mean)
+    return mean
 
 
 def check_scalar(mean: object) -> None:
