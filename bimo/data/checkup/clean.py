@@ -329,3 +329,15 @@ def lines_of_cleaning(done: Cleaning, folder: str) -> Iterator[str]:
     assert done.after is not None, "the copy was checked"
     yield from (f"  {line}" if line else "" for line in lines_of(done.after, hint=False))
     yield f"The copy is in {folder}; what was done to which row is in {Path(folder) / 'report.json'}."
+    yield f"To train on it: {_flags(done, folder)}"
+
+
+def _flags(done: Cleaning, folder: str) -> str:
+    """How a run is told of the copy; its two sides lie in one folder, and must not be trained on together."""
+    if not done.valid:
+        return f"--data.paths '[{folder}]'"
+    tops = [sorted({Path(path).relative_to(folder).parts[0] for path in side}) for side in (done.paths, done.valid)]
+    if set(tops[0]) & set(tops[1]):
+        return f"give its two sides apart, --data.paths and --data.validation_paths; not all of {folder}"
+    train, valid = (", ".join(str(Path(folder) / name) for name in side) for side in tops)
+    return f"--data.paths '[{train}]' --data.validation_paths '[{valid}]'"

@@ -273,7 +273,9 @@ class Watchdog(Callback):
         if decode is None:
             return []
         size = trainer.model.embed_tokens.num_embeddings
-        return [decode([i for i in row if 0 <= i < size]) for row in batch.ids.tolist()]
+        ends = [int(row.nonzero().max()) + 1 if row.any() else len(row) for row in batch.weights]  # then comes padding
+        rows = [row[:end] for row, end in zip(batch.ids.tolist(), ends, strict=True)]
+        return [decode([i for i in row if 0 <= i < size]) for row in rows]
 
     def _is_sound(self, trainer: Trainer) -> bool:
         """Whether the model still knows what it knew of the last good batches."""
