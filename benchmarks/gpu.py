@@ -1,7 +1,7 @@
 """Everything of the spine that needs a GPU, in one call: the checks, then the speed of a training step.
 
-Checks that fp32 logits and losses on the GPU are those of the CPU, that bf16 training follows fp32, that used-up memory is
-mended and a run resumes; then prints tokens/s, share of measured peak and memory for 124M parameters in bf16, beside
+Checks that fp32 logits and losses on the GPU are those of the CPU, that bf16 training follows fp32, that used-up memory
+is mended and a run resumes; then prints tokens/s, share of measured peak and memory for 124M parameters in bf16, beside
 transformers where it is installed.
 
     python benchmarks/gpu.py
