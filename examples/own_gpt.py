@@ -60,5 +60,5 @@ print("ended:", trainer.stop_requested or "all epochs are done")
 
 model.save("runs/own_gpt")
 again = bimo.load("runs/own_gpt")
-prompt = " ".join(texts[0].split()[:2])
+prompt = texts[0][:7]
 print("it writes:", prompt + again.generate(prompt, max_tokens=20, temperature=0))

@@ -74,5 +74,9 @@ def _folders(folder: Path, valid: bool) -> list[Path]:
     found = sorted({shard.parent for shard in inner.glob("valid/*.tokens" if valid else "train/*/*.tokens")})
     if not found:
         part = "held-out" if valid else "training"
-        raise UserError(f"there is no {part} text here", where=str(folder), mend="Prepare the text again.")
+        raise UserError(
+            f"there is no {part} text where a run has it",
+            where=str(folder),
+            mend="Give the run's folder, or the folder in which the *.tokens files lie; or prepare the text again.",
+        )
     return found

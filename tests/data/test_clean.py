@@ -14,7 +14,7 @@ from bimo.cli import main
 from bimo.core import pii
 from bimo.core.errors import UserError
 from bimo.data.checkup import check
-from bimo.data.checkup.clean import clean
+from bimo.data.checkup.clean import clean, lines_of_cleaning
 from bimo.data.checkup.mojibake import repaired
 
 
@@ -151,3 +151,14 @@ def test_numbers_count_only_with_their_checksum() -> None:
     assert pii.mask("id 110105194912310021") == "id 110105194912310021"
     assert pii.mask("DE89 3704 0044 0532 0130 00") == "<BANK_ACCOUNT>"
     assert pii.mask("DE88 3704 0044 0532 0130 00") == "DE88 3704 0044 0532 0130 00"
+
+
+def test_the_copy_says_how_a_run_is_told_of_its_two_sides(tmp_path: Path) -> None:
+    text_file(tmp_path / "train", "a.txt", sentences(20))
+    text_file(tmp_path / "held", "b.txt", sentences(3))
+    copy = tmp_path / "copy"
+    done = clean([str(tmp_path / "train")], copy, valid=[str(tmp_path / "held")])
+    last = list(lines_of_cleaning(done, str(copy)))[-1]
+    assert last == f"To train on it: --data.paths '[{copy}/train]' --data.validation_paths '[{copy}/held]'", "apart"
+    alone = clean([str(tmp_path / "train")], tmp_path / "alone")
+    assert list(lines_of_cleaning(alone, "alone"))[-1] == "To train on it: --data.paths '[alone]'", "without a second"

@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pydoc_data.topics import topics
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from bimo import GPT, ModelSpec, Tokenizer, Trainer, TrainingSettings
 from bimo.core.batch import Batch
-from bimo.data.stdlib_text import python_documents
 from bimo.training import Callback, Event, Fault, StepResult
 from bimo.training.losses import cross_entropy
 from bimo.training.streams import BatchStream
@@ -32,13 +32,8 @@ SETTINGS = TrainingSettings(
 
 @functools.cache
 def ids() -> np.ndarray:
-    """Half a million characters of Python's documentation as ids."""
-    texts, size = [], 0
-    for document in python_documents():
-        texts.append(document.text)
-        size += len(document.text)
-        if size > 500_000:
-            break
+    """Python's language reference, half a million characters, as ids."""
+    texts = list(topics.values())
     tokenizer = Tokenizer.train(texts, vocab_size=VOCAB)
     return np.concatenate([np.asarray(tokenizer.encode(text), np.int64) for text in texts])
 

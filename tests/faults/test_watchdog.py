@@ -193,6 +193,14 @@ def test_a_batch_is_set_aside_with_its_text(tmp_path: Path) -> None:
     assert "loss spike" in record["kind"], "and why"
 
 
+def test_the_text_of_a_batch_ends_with_its_last_trained_token() -> None:
+    run = make_run(0, settings=SHORT)
+    batch = run.text.batch(0)
+    batch.weights[0, 40:] = 0.0  # padding
+    texts = Watchdog(decode=lambda ids: f"{len(ids)} ids")._texts(run.trainer, batch)
+    assert texts[:2] == ["40 ids", "64 ids"], "nobody has to read padding"
+
+
 def test_a_change_of_the_data_is_accepted_after_a_few_batches() -> None:
     run = make_run(0, settings=replace(SHORT, steps=90))
     swap = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(0))
@@ -285,26 +293,26 @@ def test_an_update_with_no_gradient_from_the_start_is_not_called_dead() -> None:
     assert not watch.faults, "zero is normal then"
 
 
-def test_the_flight_recorder_keeps_the_last_two_hundred_steps(tmp_path: Path) -> None:
+def test_the_flight_recorder_keeps_the_last_steps_on_disk_at_every_moment(tmp_path: Path) -> None:
     path = tmp_path / "flight.jsonl"
-    settings = replace(SETTINGS, steps=450, batch_size=1)
-    run = make_run(0, settings=settings, spec=replace(SPEC, context_length=16), callbacks=(FlightRecorder(path),))
+    settings = replace(SETTINGS, steps=45, batch_size=1)
+    recorder = FlightRecorder(path, kept=20)
+    run = make_run(0, settings=settings, spec=replace(SPEC, context_length=16), callbacks=(recorder,))
     sizes = []
 
     class Look(Callback):
         def on_settled(self, trainer: Trainer) -> None:
-            if trainer.state.step % 90 == 0:
-                sizes.append(path.read_text(encoding="utf-8").count("\n"))
-
-        def on_step(self, trainer: Trainer, result: StepResult) -> None:
-            assert path.exists(), "the file is there at every moment"
+            lines = path.read_text(encoding="utf-8").splitlines()
+            assert json.loads(lines[-1])["step"] == trainer.state.step, "also the newest one"
+            sizes.append(len(lines))
 
     run.trainer.callbacks.append(Look())
     final_loss(run)
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [line["step"] for line in lines[-200:]] == list(range(251, 451)), "at least the last 200"
-    assert max(sizes) <= 400, "and at most twice as many"
+    assert [line["step"] for line in lines[-20:]] == list(range(26, 46)), "at least the last twenty"
+    assert max(sizes) < 40, "and less than twice as many"
     assert {"loss", "gradient_norm", "rate", "seconds", "batch", "layers"} <= lines[-1].keys(), "with their figures"
+    assert FlightRecorder().kept == 200, "by default"
 
 
 def test_heavy_tails_raise_the_bar_and_trends_do_not() -> None:

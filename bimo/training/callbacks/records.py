@@ -49,6 +49,7 @@ class EventsFile(Callback):
 
     def on_event(self, trainer: Trainer, event: Event) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # what is left out of the data is told before the start
         append_jsonl(self.path, {"time": now, "event": event.kind, "step": event.step, **event.facts})
 
 

@@ -1,7 +1,7 @@
 """The flight recorder: what happened in the last 200 steps, on disk at every moment, also when the process is killed.
 
 Each step adds a line to `flight.jsonl`: loss, gradient norms by layer, rate, time, the batch's fingerprint, or the
-fault that ended the step. The file is cut back to the last 200 lines whenever it has twice as many.
+fault that ended the step. The file is cut back to the last of them whenever it has twice as many.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ from bimo.training.watchdog.normal import by_layer
 if TYPE_CHECKING:
     from bimo.training.trainer import Trainer
 
-KEPT_STEPS = 200
-
 
 class FlightRecorder(Callback):
-    """Keeps the last 200 steps.
+    """Keeps the last steps.
 
     Args:
         path: The file; None: in memory only.
+        kept: How many steps.
 
     Attributes:
         steps: One dictionary per step, oldest first.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self.steps: deque[dict[str, Any]] = deque(maxlen=KEPT_STEPS)
+    def __init__(self, path: Path | None = None, kept: int = 200) -> None:
+        self.path, self.kept = path, kept
+        self.steps: deque[dict[str, Any]] = deque(maxlen=kept)
         self._file: IO[str] | None = None
         self._lines = 0
         self._gradient: Gradient | None = None
@@ -76,7 +75,7 @@ class FlightRecorder(Callback):
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()  # to the system, which keeps it when this process dies
         self._lines += 1
-        if self._lines >= 2 * KEPT_STEPS:
+        if self._lines >= 2 * self.kept:
             self._rewrite()
 
     def _rewrite(self) -> None:
@@ -85,7 +84,7 @@ class FlightRecorder(Callback):
         self._close()
         aside = self.path.with_name(f".{self.path.name}.part")
         if not self.steps and self.path.exists():  # a resumed run goes on behind what was recorded
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()[-KEPT_STEPS:]
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()[-self.kept :]
         else:
             lines = [json.dumps(record, ensure_ascii=False) for record in self.steps]
         aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
