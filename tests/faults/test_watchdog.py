@@ -34,7 +34,7 @@ from faults.injection import (
 
 from bimo import GPT, ModelSpec, Trainer, UserError
 from bimo.core.batch import Batch
-from bimo.training import Callback, Checkpoints, FlightRecorder, StepResult, Watchdog
+from bimo.training import Callback, Checkpoints, FlightRecorder, Watchdog
 from bimo.training.watchdog.normal import Normal
 
 SHORT = replace(SETTINGS, steps=70, warmup_steps=5)
