@@ -46,6 +46,12 @@ def check_batch(batch: Batch, vocab_size: int, step: int) -> None:
             f"the batch of step {step} has weights that are negative or not finite",
             mend="Give weights of 0 and above.",
         )
+    if batch.ids.is_floating_point() or batch.targets.is_floating_point():
+        raise Fault(
+            "unreadable batch",
+            f"the batch of step {step} has ids or targets that are no whole numbers",
+            mend="Give int64.",
+        )
     bounds = [tensor.aminmax() for tensor in (batch.ids, batch.targets)]
     low, high = min(int(b.min) for b in bounds), max(int(b.max) for b in bounds)
     if low < 0 or high >= vocab_size:

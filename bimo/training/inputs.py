@@ -140,6 +140,16 @@ def steps_of(epochs: object, data: Any) -> int:
     return int(epochs) * length(data)
 
 
+def check_given_batch(batch: object, giver: object) -> Batch:
+    """What a callback gives in place of a batch must be one."""
+    if not isinstance(batch, Batch):
+        raise UserError(
+            f"{type(giver).__name__}.on_batch returns {type(batch).__name__}",
+            mend="Return a Batch, or None to leave the one that was read.",
+        )
+    return batch
+
+
 def check_given(model: object, settings: object) -> None:
     """A model and settings, and not what leads to them.
 

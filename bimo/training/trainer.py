@@ -26,7 +26,7 @@ from bimo.model.recompute import recompute
 from bimo.training import state as checkpoint
 from bimo.training.callbacks import Callback, Event, Gradient, StepResult, checked, make_callbacks
 from bimo.training.faults import Fault, check_batch, check_finite, is_out_of_memory
-from bimo.training.inputs import TextModel, check_given, length, open_data, steps_of
+from bimo.training.inputs import TextModel, check_given, check_given_batch, length, open_data, steps_of
 from bimo.training.losses import ChunkedLoss, Loss, chosen_loss, mean_of
 from bimo.training.optimizers import OptimizerFactory, make_optimizer, set_rates
 from bimo.training.randomness import random_state, seed_everything, set_random_state, undisturbed
@@ -49,7 +49,7 @@ class Trainer:
         loss: (logits, targets, weights) → mean loss, or its registered name; None: the one that the settings name.
         optimizer: Ready, or a function of the parameters that makes it, or its registered name; None: the one that the
             settings name. The rates that a ready one has are its peak rates, the schedule lowers them.
-        callbacks: Called in this order.
+        callbacks: Called in this order; also by their registered names, `"early_stopping(patience=5)"`.
         evaluate_fn: Model → figures, called every `evaluate_every` steps and at the end.
         generate_fn: Model → sample text, called every `sample_every` steps.
         folder: Where checkpoints go; None: none are written.
@@ -68,7 +68,7 @@ class Trainer:
         *,
         loss: Loss | str | None = None,
         optimizer: torch.optim.Optimizer | OptimizerFactory | str | None = None,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Iterable[Callback | str] = (),
         evaluate_fn: Callable[[nn.Module], dict[str, float]] | None = None,
         generate_fn: Callable[[nn.Module], str] | None = None,
         folder: Path | None = None,
@@ -83,7 +83,8 @@ class Trainer:
         self.loss: Loss = chosen_loss(loss or self.settings.loss)
         self.optimizer, self.own_rates = make_optimizer(optimizer, self.model, self.settings)
         self.folder = folder
-        self.callbacks = [*checked(callbacks), *make_callbacks(self.settings, self._given())]
+        given = self._given()
+        self.callbacks = [*checked(callbacks, given), *make_callbacks(self.settings, given)]
         if self.settings.watchdog and not any(isinstance(callback, Watchdog) for callback in self.callbacks):
             self.callbacks.insert(0, Watchdog())
         self.evaluate_fn, self.generate_fn = evaluate_fn, generate_fn
@@ -216,7 +217,8 @@ class Trainer:
             self.batch = next(batches)
         batch = self.batch
         for callback in self.callbacks:
-            batch = callback.on_batch(self, batch) or batch
+            given = callback.on_batch(self, batch)
+            batch = batch if given is None else check_given_batch(given, callback)
         check_batch(batch, self.model.embed_tokens.num_embeddings, self.state.step + 1)
         return batch
 
@@ -268,7 +270,7 @@ class Trainer:
         rows = self.settings.micro_batch_size or batch.n_rows
         if not self.settings.micro_batch_size and self.device == "cpu":
             rows = max(1, _CPU_MICRO_TOKENS // batch.ids.shape[1])
-        return min(rows, self.state.most_rows or rows)
+        return min(rows, self.state.most_rows or rows, max(1, batch.n_rows))
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Loss of a (micro-)batch, summed over its trained tokens."""

@@ -154,8 +154,9 @@ def test_numbers_count_only_with_their_checksum() -> None:
 
 
 def test_the_copy_says_how_a_run_is_told_of_its_two_sides(tmp_path: Path) -> None:
-    text_file(tmp_path / "train", "a.txt", sentences(20))
-    text_file(tmp_path / "held", "b.txt", sentences(3))
+    for side, texts in (("train", sentences(20)), ("held", sentences(3, seed=1))):
+        (tmp_path / side).mkdir()
+        text_file(tmp_path / side, texts)
     copy = tmp_path / "copy"
     done = clean([str(tmp_path / "train")], copy, valid=[str(tmp_path / "held")])
     last = list(lines_of_cleaning(done, str(copy)))[-1]

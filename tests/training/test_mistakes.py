@@ -1,5 +1,6 @@
 """What a newcomer gets wrong is told in one sentence, before the first step: what, where, and how to mend it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,20 @@ def batches() -> list[Batch]:
             r"callback Misspelt: on_stp is not called by anybody \(did you mean 'on_step'\?\). Known: on_st",
         ),
         ([TooFewArguments()], r"TooFewArguments: on_step cannot be called with \(trainer, result\): .* Let it take"),
-        ("early_stopping", r"callbacks: str is no callback. Give objects"),
+        ("early_stoping", r"is 'early_stoping' \(did you mean 'early_stopping'\?\)"),
+        (5, r"callbacks: int is no callback. Give objects"),
         ([EarlyStopping], r"callbacks: the class EarlyStopping is no callback. Give objects"),
     ],
 )
 def test_a_callback_that_would_not_be_called_is_refused(callbacks: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         bimo.Trainer(gpt(), SETTINGS, callbacks=callbacks)
+
+
+def test_a_callback_is_also_known_by_its_name() -> None:
+    (made,) = bimo.Trainer(gpt(), replace(SETTINGS, watchdog=False), callbacks=["early_stopping(patience=7)"]).callbacks
+    assert isinstance(made, EarlyStopping), "as loss and optimizer are"
+    assert made.patience == 7, "with its parameters"
 
 
 def test_a_callback_with_methods_of_its_own_is_taken() -> None:

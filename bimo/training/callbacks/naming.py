@@ -29,17 +29,18 @@ def make_callbacks(settings: TrainingSettings, given: Mapping[str, Any] | None =
     Raises:
         UserError: No such callback, no such parameter, a value that it refuses, or one that is missing.
     """
-    return checked(callback_by_name(text, given) for text in settings.callbacks)
+    return checked(settings.callbacks, given)
 
 
-def checked(callbacks: Iterable[Callback]) -> list[Callback]:
-    """Callbacks in their order, each looked at.
+def checked(callbacks: Iterable[Callback | str], given: Mapping[str, Any] | None = None) -> list[Callback]:
+    """Callbacks in their order, each looked at; those that are named are made, see `make_callbacks`.
 
     Raises:
         UserError: Something among them is none, or has a method that is never called or cannot be.
     """
     several = isinstance(callbacks, Iterable) and not isinstance(callbacks, str)
-    found: list[Any] = list(callbacks) if several else [callbacks]
+    listed: list[Any] = list(callbacks) if several else [callbacks]
+    found = [callback_by_name(one, given) if isinstance(one, str) else one for one in listed]
     for callback in found:
         if not isinstance(callback, Callback):
             named = f"the class {callback.__name__}" if isinstance(callback, type) else f"{type(callback).__name__}"

@@ -20,16 +20,21 @@ if TYPE_CHECKING:
 class MetricsFile(Callback):
     """Writes `metrics.jsonl`: a line per logged step and per evaluation.
 
-    When a run is resumed, lines of steps that are made again are dropped first: the file reads like an unbroken run's.
+    When a run is resumed, or went back, lines of steps that are made again are dropped first: the file reads like an
+    unbroken run's.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.made = 0  # updates
 
     def on_start(self, trainer: Trainer) -> None:
         continue_log(self.path, trainer)
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        if result.step <= self.made:
+            continue_log(self.path, trainer)
+        self.made = result.step
         if result.step % trainer.settings.log_every and result.step != 1:
             return
         record = {"step": result.step, "tokens": trainer.state.tokens, "loss": round(result.loss, 6)}

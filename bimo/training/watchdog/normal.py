@@ -25,18 +25,30 @@ class Normal:
         window: Steps that are remembered.
         trend: Steps whose median is the trend.
         needed: Steps before which nothing stands out.
+        depth: Distance below the highest trend at which values count as equal: what is small enough may vary.
 
     Attributes:
         bar: Distance above the trend from which a value stands out; infinite while too little is known.
         added: Values so far.
         lowest: The lowest trend so far.
+        highest: The highest.
     """
 
-    def __init__(self, *, sigmas: float, least: float, window: int = 128, trend: int = 9, needed: int = 16) -> None:
-        self.sigmas, self.least, self.needed = sigmas, least, needed
+    def __init__(
+        self,
+        *,
+        sigmas: float,
+        least: float,
+        window: int = 128,
+        trend: int = 9,
+        needed: int = 16,
+        depth: float = math.inf,
+    ) -> None:
+        self.sigmas, self.least, self.needed, self.depth = sigmas, least, needed, depth
         self.recent: deque[float] = deque(maxlen=trend)
         self.distances: deque[float] = deque(maxlen=window)
         self.bar = self.lowest = math.inf
+        self.highest = -math.inf
         self.added = 0
 
     @property
@@ -44,9 +56,14 @@ class Normal:
         """Where the figure stands now."""
         return statistics.median(self.recent) if self.recent else math.nan
 
-    def stands_out(self, value: float) -> bool:
-        """Whether a value lies above what was normal so far."""
-        return math.isfinite(self.bar) and value - self.level > self.bar
+    @property
+    def at_floor(self) -> bool:
+        """Whether the figure has become so small that its size means nothing."""
+        return self.level <= self.highest - self.depth
+
+    def stands_out(self, value: float, noise: float = 0.0) -> bool:
+        """Whether a value lies above what was normal so far, and by more than chance makes of it in any case."""
+        return math.isfinite(self.bar) and value - self.level > max(self.bar, noise)
 
     def drifted(self, share: float) -> bool:
         """Whether the trend has risen from its lowest by a share of it, and by more than single values do."""
@@ -54,12 +71,13 @@ class Normal:
 
     def add(self, value: float) -> None:
         """Remember a value of a sound step."""
+        value = max(value, self.highest - self.depth)
         if self.recent:
             self.distances.append(value - self.level)
         self.recent.append(value)
         self.added += 1
         if len(self.recent) == self.recent.maxlen:
-            self.lowest = min(self.lowest, self.level)
+            self.lowest, self.highest = min(self.lowest, self.level), max(self.highest, self.level)
         if len(self.distances) >= self.needed and (self.added % _RENEWED == 0 or self.bar == math.inf):
             centre = statistics.median(self.distances)  # below zero while the figure falls
             scale = _SIGMA * statistics.median(abs(distance - centre) for distance in self.distances)
@@ -74,7 +92,7 @@ class Normal:
 
     def state_dict(self) -> dict[str, Any]:
         """All that it knows."""
-        plain = {"bar": self.bar, "added": self.added, "lowest": self.lowest}
+        plain = {"bar": self.bar, "added": self.added, "lowest": self.lowest, "highest": self.highest}
         return {"recent": list(self.recent), "distances": list(self.distances), **plain}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -82,7 +100,8 @@ class Normal:
         self.forget()
         self.recent.extend(state["recent"])
         self.distances.extend(state["distances"])
-        self.bar, self.added, self.lowest = state["bar"], state["added"], state["lowest"]
+        self.bar, self.added = state["bar"], state["added"]
+        self.lowest, self.highest = state["lowest"], state.get("highest", -math.inf)
 
 
 def by_layer(names: Sequence[str], norms: Sequence[float]) -> dict[str, float]:

@@ -27,6 +27,10 @@ _JUMP = 20.0  # times the largest change of a weight's norm so far
 _GROWTH = 1000.0  # times the largest norm of a moment so far
 _SHARE = 0.1  # of the whole gradient, from which a layer counts as exploding
 _DRIFT = 0.3  # share by which a falling loss may rise again
+_DEPTH = math.log(1000.0)  # a gradient that has fallen by this belongs to a loss near zero; what it does is harmless
+_ONE_TOKEN = 16.0  # nats by which the loss of a single token may rise by chance; of n tokens, by this over sqrt(n)
+_FEW = 64.0  # tokens of a batch below which gradients vary more
+STILL = 8  # updates that change nothing, after which this is told
 
 
 class Senses:
@@ -34,7 +38,7 @@ class Senses:
 
     def __init__(self) -> None:
         self.loss = Normal(sigmas=10.0, least=0.5)
-        self.norm = Normal(sigmas=10.0, least=math.log(20.0))
+        self.norm = Normal(sigmas=10.0, least=math.log(20.0), depth=_DEPTH)
         self.layers: dict[str, Normal] = {}
         self.alive: dict[str, int] = {}  # steps in a row in which a layer had a gradient
         self.batch = ""  # fingerprint of the one that is looked at
@@ -42,6 +46,7 @@ class Senses:
         self.before: dict[str, float] = {}  # norms of weights and moments at the last look
         self.largest: dict[str, float] = {}  # largest change of a weight's norm, largest norm of a moment
         self.looks = 0
+        self.still = 0  # updates in a row that have changed neither weights nor moments
 
     def look_at_batch(self, name: str, step: int) -> None:
         """Whether the data moves on; `name` is the batch's fingerprint."""
@@ -59,6 +64,7 @@ class Senses:
         """Whether weights and the optimizer's memory are what the last update left."""
         names, norms = _norms(trainer)
         self.looks += 1
+        self.still = self.still + 1 if names and all(map(self._unchanged, names, norms)) else 0
         for name, norm in zip(names, norms, strict=True):
             before = self.before.get(name)
             moment = "/" in name
@@ -74,6 +80,9 @@ class Senses:
             self.largest[name] = max(self.largest.get(name, 0.0), change)
             self.before[name] = norm
 
+    def _unchanged(self, name: str, norm: float) -> bool:
+        return self.before.get(name) == norm
+
     def _damage(self, name: str, norm: float, before: float | None, moment: bool) -> str:
         """'' when a norm can be the one that follows from the norm before."""
         if not math.isfinite(norm):
@@ -88,7 +97,8 @@ class Senses:
 
     def look_at_gradient(self, gradient: Gradient, step: int) -> None:
         """Whether loss and gradient are what they were in the last steps."""
-        if self.loss.stands_out(gradient.loss):
+        tokens = max(1, int(torch.count_nonzero(gradient.batch.weights)))
+        if self.loss.stands_out(gradient.loss, _ONE_TOKEN / math.sqrt(tokens)):
             raise Fault(
                 "loss spike",
                 f"a loss of {gradient.loss:.3f} at step {step}, it was {self.loss.level:.3f}",
@@ -102,12 +112,15 @@ class Senses:
             )
         layers = by_layer(gradient.names, gradient.norms)
         for layer, norm in layers.items():
-            if norm == 0 and self.alive.get(layer, 0) >= _KNOWN:
+            known = self.layers.get(layer)
+            small = self.norm.at_floor or (known is not None and known.at_floor)
+            if norm == 0 and self.alive.get(layer, 0) >= _KNOWN and not small:
                 kind = "no gradient" if gradient.norm == 0 else "dead layer"
                 raise Fault(
                     kind, f"{layer} gets no gradient at step {step}", mend="Lower the learning rate, look at the loss."
                 )
-        if self.norm.stands_out(_log(gradient.norm)):
+        noise = self.norm.least * math.sqrt(_FEW / tokens)
+        if self.norm.stands_out(_log(gradient.norm), noise):
             raise Fault(
                 "gradient spike",
                 f"a gradient of norm {gradient.norm:.3g} at step {step}, it was {math.exp(self.norm.level):.3g}",
@@ -116,7 +129,7 @@ class Senses:
         for layer, norm in layers.items():
             known = self.layers.get(layer)
             small = norm < _SHARE * gradient.norm  # a layer of few weights has heavy tails, and does no harm
-            if known is not None and not small and known.stands_out(_log(norm)):
+            if known is not None and not small and known.stands_out(_log(norm), noise):
                 raise Fault(
                     "exploding layer",
                     f"the gradient of {layer} has norm {norm:.3g} at step {step}, it was {math.exp(known.level):.3g}",
@@ -131,8 +144,7 @@ class Senses:
         for layer, norm in by_layer(gradient.names, gradient.norms).items():
             self.alive[layer] = self.alive.get(layer, 0) + 1 if norm else 0
             if norm:
-                known = self.layers.setdefault(layer, Normal(sigmas=12.0, least=math.log(50.0), window=64))
-                known.add(_log(norm))
+                self.layers.setdefault(layer, _of_layer()).add(_log(norm))
 
     def forget_state(self) -> None:
         """After the weights were set back: the last norms are no longer those before this update."""
@@ -154,6 +166,7 @@ class Senses:
             "before": dict(self.before),
             "largest": dict(self.largest),
             "looks": self.looks,
+            "still": self.still,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -162,10 +175,11 @@ class Senses:
         self.norm.load_state_dict(state["norm"])
         self.layers = {}
         for name, known in state["layers"].items():
-            self.layers[name] = Normal(sigmas=12.0, least=math.log(50.0), window=64)
+            self.layers[name] = _of_layer()
             self.layers[name].load_state_dict(known)
         self.alive, self.before, self.largest = dict(state["alive"]), dict(state["before"]), dict(state["largest"])
         self.batches, self.looks = deque(state["batches"], maxlen=64), state["looks"]
+        self.still = state.get("still", 0)
 
 
 def _norms(trainer: Trainer) -> tuple[list[str], list[float]]:
@@ -184,6 +198,10 @@ def _norms(trainer: Trainer) -> tuple[list[str], list[float]]:
     if not tensors:
         return [], []
     return names, torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).tolist()
+
+
+def _of_layer() -> Normal:
+    return Normal(sigmas=12.0, least=math.log(50.0), window=64, depth=_DEPTH)
 
 
 def _log(norm: float) -> float:

@@ -35,10 +35,10 @@ from bimo.training.callbacks import Callback, Gradient, StepResult
 from bimo.training.callbacks.stopping import OVERFITTING
 from bimo.training.faults import Fault
 from bimo.training.resuming import restore
-from bimo.training.streams import fingerprint
+from bimo.training.streams import Resumable, fingerprint
 from bimo.training.watchdog.memory import GoodStates
 from bimo.training.watchdog.overfitting import Overfitting
-from bimo.training.watchdog.senses import Senses
+from bimo.training.watchdog.senses import STILL, Senses
 from bimo.training.watchdog.stall import StallWatch
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 Decode = Callable[[Sequence[int]], str]
 
 SKIPPED = "set aside before"
-_OF_THE_BATCH = {"nothing to train on", "bad weights", "ids outside the vocabulary"}
+_OF_THE_BATCH = {"nothing to train on", "bad weights", "unreadable batch", "ids outside the vocabulary"}
 _OF_THE_STATE = {"damaged weights", "damaged optimizer", "rising loss"}
 _SPIKES = {"loss spike", "gradient spike", "exploding layer"}
 _PROBES = 3  # good batches that are remembered to ask the model about
@@ -111,6 +111,7 @@ class Watchdog(Callback):
         self.retried = ""  # kind of the fault whose step is tried once more
         self.again = False  # whether the batch that comes is the one that a fault has kept
         self.seen: Gradient | None = None
+        self.told_still = False
         self.stall: StallWatch | None = None
 
     def on_start(self, trainer: Trainer) -> None:
@@ -137,6 +138,13 @@ class Watchdog(Callback):
         self.senses.look_at_state(trainer)
         self.senses.look_at_gradient(gradient, trainer.state.step + 1)
         self.seen = gradient
+        still = self.senses.still >= STILL and gradient.norm > 0
+        if still and not self.told_still:
+            what = f"the last {STILL} updates have changed no weight, though there is a gradient: look at the optimizer"
+            trainer.event(
+                "weights stand still", what=f"{what} and its rate ({trainer.optimizer.param_groups[0]['lr']:g})"
+            )
+        self.told_still = still
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         if self.stall is not None:
@@ -153,6 +161,9 @@ class Watchdog(Callback):
             self.tries.made = self.tries.returns = 0
 
     def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        wrong = [name for name, figure in metrics.items() if not math.isfinite(figure)]
+        if wrong:
+            trainer.event("bad evaluation", what=f"{', '.join(wrong)} after step {trainer.state.step} is no number")
         what = self.overfitting.look(metrics, self.senses.loss.level, trainer.model)
         if what:
             trainer.event(OVERFITTING, what=what)
@@ -228,7 +239,6 @@ class Watchdog(Callback):
         rows = fault.facts["rows"]
         if rows <= 1:
             self._give_up(trainer, fault, "one row alone does not fit into memory")
-        self._count(trainer, fault)
         trainer.state.most_rows = rows // 2
         if trainer.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -299,7 +309,8 @@ class Watchdog(Callback):
         self.senses.loss.lowest = math.inf
         self.probes.clear()
         lower = f", with {trainer.state.rate_scale:g} of the planned rate" if trainer.state.rate_scale != 1 else ""
-        what = f"{fault.what}; back from step {now.step} to step {trainer.state.step}{lower}"
+        lost = "" if isinstance(trainer.data, Resumable) else "; the batches in between cannot be read again"
+        what = f"{fault.what}; back from step {now.step} to step {trainer.state.step}{lower}{lost}"
         trainer.event("went back", fault=fault.kind, what=what)
         self._expect_step()
 
