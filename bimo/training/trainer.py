@@ -333,6 +333,10 @@ class Trainer:
         checkpoint.check_belongs(tree, identity(self), self.model, str(folder))
         restore(self, tree)
         self._resumed = tree
+        then, now = tree["settings"], self.settings.to_dict()
+        other = [f"{key} is {now[key]}, was {then[key]}" for key in now if key in then and now[key] != then[key]]
+        if other:
+            self.event("other settings", what=f"this run goes on otherwise than it began: {'; '.join(other)}")
 
     def _settle(self) -> None:
         """Evaluate and sample where the settings say so; then the state is whole."""
