@@ -103,7 +103,7 @@ def killed_after(folder: Path, step: int, leave_out: str = "") -> None:
     kill(process)
 
 
-@pytest.mark.parametrize("part", ["random.python", "callbacks.Watchdog-0"])
+@pytest.mark.parametrize("part", ["random.python"])
 def test_a_part_that_is_left_out_of_the_state_is_missed(unbroken: dict[str, object], tmp_path: Path, part: str) -> None:
     """The control of the two tests above."""
     killed_after(tmp_path, 24, part)
