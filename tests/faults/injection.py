@@ -24,6 +24,9 @@ from bimo.training.losses import cross_entropy
 from bimo.training.streams import BatchStream
 
 VOCAB, LENGTH, ROWS = 512, 64, 8
+BLOCK = 2048  # ids; every tenth block of the text is measured on
+STARTS = range(0, 150_000 - BLOCK, BLOCK)
+MEASURED, TRAINED = STARTS[9::10], [start for start in STARTS if start not in STARTS[9::10]]
 SPEC = ModelSpec(vocab_size=VOCAB, context_length=LENGTH, n_layers=2, n_heads=2, d_model=48, dropout=0.1)
 SETTINGS = TrainingSettings(
     steps=160, batch_size=ROWS, learning_rate=3e-3, warmup_steps=20, precision="fp32", device="cpu", threads=1
@@ -44,7 +47,7 @@ def batch_of(places: list[int], length: int = LENGTH) -> Batch:
 
 
 class Text:
-    """Batches of random places in the first nine tenths; `spoil` may change the one of a number."""
+    """Batches of random places in nine blocks of ten; `spoil` may change the one of a number."""
 
     def __init__(self, seed: int, rows: int = ROWS, length: int = LENGTH) -> None:
         self.seed, self.rows, self.length = seed, rows, length
@@ -52,8 +55,8 @@ class Text:
 
     def batch(self, number: int) -> Batch:
         rng = random.Random(f"{self.seed} {number}")
-        last = len(ids()) * 9 // 10 - self.length - 1
-        return self.spoil(number, batch_of([rng.randrange(last) for _ in range(self.rows)], self.length))
+        places = [rng.choice(TRAINED) + rng.randrange(BLOCK - self.length - 1) for _ in range(self.rows)]
+        return self.spoil(number, batch_of(places, self.length))
 
     def stream(self) -> BatchStream:
         return BatchStream(self.batch, 10**9, {"seed": self.seed})
@@ -61,8 +64,7 @@ class Text:
 
 @functools.cache
 def held_out(length: int = LENGTH) -> Batch:
-    first = len(ids()) * 9 // 10
-    return batch_of([first + 97 * n for n in range(64)], length)
+    return batch_of([start + n * length for start in MEASURED for n in range((BLOCK - 1) // length)][:256], length)
 
 
 @dataclass

@@ -37,7 +37,7 @@ Process = multiprocessing.process.BaseProcess
 def start(folder: Path, leave_out: str = "") -> Process:
     """Begin a run; returns when it trains. A process that has imported everything is copied for each."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.killed"])
+    context.set_forkserver_preload(["torch._dynamo", "bimo.lm"])  # what a run imports
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "output.txt").unlink(missing_ok=True)
     process = context.Process(target=child, args=(folder, leave_out))

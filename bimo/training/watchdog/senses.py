@@ -28,8 +28,8 @@ _GROWTH = 1000.0  # times the largest norm of a moment so far
 _SHARE = 0.1  # of the whole gradient, from which a layer counts as exploding
 _DRIFT = 0.3  # share by which a falling loss may rise again
 _DEPTH = math.log(1000.0)  # a gradient that has fallen by this belongs to a loss near zero; what it does is harmless
-_ONE_TOKEN = 16.0  # nats by which the loss of a single token may rise by chance; of n tokens, by this over sqrt(n)
-_FEW = 64.0  # tokens of a batch below which gradients vary more
+_ONE_TOKEN = 20.0  # nats by which the loss of a single token may rise by chance; of n tokens, by this over sqrt(n)
+_FEW = 128.0  # tokens of a batch below which gradients vary more
 STILL = 8  # updates that change nothing, after which this is told
 
 
