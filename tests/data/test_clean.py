@@ -103,7 +103,9 @@ def test_the_copy_has_the_same_name_and_kind(name: str, tmp_path: Path) -> None:
     texts = sentences(8)
     path = tmp_path / name
     if name == "a.parquet":
-        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        arrow, parquet = (
+            pytest.importorskip(name, reason="an extra brings it") for name in ("pyarrow", "pyarrow.parquet")
+        )
         parquet.write_table(arrow.table({"text": [*texts, texts[0]]}), path)
     else:
         rows = [*texts, texts[0]]

@@ -62,7 +62,7 @@ def as_csv(delimiter: str) -> Callable[[list[str]], bytes]:
 
 
 def as_parquet(documents: list[str]) -> bytes:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    arrow, parquet = (pytest.importorskip(name, reason="an extra brings it") for name in ("pyarrow", "pyarrow.parquet"))
     file = io.BytesIO()
     parquet.write_table(arrow.table({"n": list(range(len(documents))), "text": documents}), file, row_group_size=3)
     return file.getvalue()
@@ -214,7 +214,7 @@ def test_a_table_without_one_good_row_is_given_up_early(tmp_path: Path) -> None:
 
 
 def test_a_bad_string_in_parquet_costs_one_row(tmp_path: Path) -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    arrow, parquet = (pytest.importorskip(name, reason="an extra brings it") for name in ("pyarrow", "pyarrow.parquet"))
     column = arrow.array([b"one", b"t\xffo", b"three"]).view(arrow.string())
     parquet.write_table(arrow.table({"text": column}), tmp_path / "a.parquet")
     documents, problems = read(tmp_path)

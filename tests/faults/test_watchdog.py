@@ -263,7 +263,7 @@ def test_a_step_that_hangs_is_told_with_its_place() -> None:
     run.at = 4
 
     def hang_here() -> None:
-        time.sleep(1.5)
+        time.sleep(1.5)  # the hanging itself
 
     run.trainer.callbacks.insert(0, Once(4, hang_here))
     final_loss(run)

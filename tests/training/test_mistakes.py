@@ -76,7 +76,8 @@ def test_a_callback_is_also_known_by_its_name() -> None:
 
 
 def test_a_callback_with_methods_of_its_own_is_taken() -> None:
-    bimo.Trainer(gpt(), SETTINGS, callbacks=[OwnMethods()]).fit(batches())
+    trainer = bimo.Trainer(gpt(), SETTINGS, callbacks=[OwnMethods()]).fit(batches())
+    assert trainer.state.step == SETTINGS.steps, "it trains to the end"
 
 
 @pytest.mark.parametrize(

@@ -210,5 +210,5 @@ def _take_rows(
         if texts:
             if tokens:
                 tokens.add(side, side.next_number, *texts)
-            side.add(row, texts, content[label_field] if label_field else None)  # type: ignore[index]
+            side.add(row, texts, content[label_field] if label_field else None)  # type: ignore[index]  # a record
     return n_rows, broken
