@@ -72,7 +72,7 @@ def _listed(data: Any, name: str) -> Iterable[Any]:
     values = data.tolist() if hasattr(data, "tolist") else data  # an array of strings
     if isinstance(values, Sequence) and values and isinstance(values[0], str):
         refuse_file_name(values[0], f"{name}[0]", surely=True)
-    return values  # type: ignore[no-any-return]  # a list by construction
+    return values  # type: ignore[no-any-return]  # what the user gave, of any kind
 
 
 def refuse_file_name(text: str, where: str, *, surely: bool = False) -> None:
