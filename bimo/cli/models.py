@@ -1,0 +1,95 @@
+"""Verbs for a model that is there: let it write, prove it, hand it on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bimo.cli.options import add_model, generation, load_model, make_parser, print_now
+from bimo.core.errors import UserError
+
+
+def generate(arguments: list[str]) -> int:
+    """Continue a text with a model."""
+    options, sampling, lm = generation("generate", generate, arguments, with_prompt=True)
+    for piece in lm.stream(options.prompt, **sampling):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def chat(arguments: list[str]) -> int:
+    """Talk with a model that was made for chat; an empty line ends the conversation."""
+    options, sampling, lm = generation("chat", chat, arguments, with_prompt=False)
+    messages = [{"role": "system", "content": options.system}] if options.system else []
+    if not lm.tokenizer.has_chat_template:
+        raise UserError("this model has no chat template", where=options.model, mend="Use bimo generate.")
+    while True:
+        try:
+            line = input("you> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return 0
+        except UnicodeDecodeError as error:
+            raise UserError(f"the input is not UTF-8 ({error})", where="standard input", mend="Convert it.") from error
+        if not line.strip():
+            return 0
+        messages.append({"role": "user", "content": line})
+        answer = ""
+        for piece in lm.stream_chat(messages, **sampling):
+            answer += piece
+            print(piece, end="", flush=True)
+        print()
+        messages.append({"role": "assistant", "content": answer})
+
+
+def verify(arguments: list[str]) -> int:
+    """Prove that a model computes what its files say: against references, itself and its exports."""
+    parser = make_parser("verify", verify)
+    add_model(parser)
+    parser.add_argument("--output", type=str, default="", help="Where the certificate goes. Default: verify/MODEL.")
+    names = "numpy (always there); transformers and, for GGUF files, llama.cpp (where installed)."
+    known = ["numpy", "transformers", "llama.cpp"]
+    parser.add_argument("--references", type=list[str], default=known, help=names)
+    formats = ["hf", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "onnx"]
+    parser.add_argument("--exports", type=list[str], default=formats, help="Exports to make and compare; [] for none.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the random text that the models read.")
+    options = parser.parse_args(arguments)
+    lm = load_model(options)
+    output = Path(options.output or Path("verify") / Path(options.model).name)
+    from bimo.evaluation.certificate import check_output
+    from bimo.evaluation.verify import verify as run
+
+    check_output(output)
+    print(f"verifying {options.model}: {lm.model.n_parameters():,} parameters", flush=True)
+    certificate = run(
+        lm, references=options.references, formats=options.exports, seed=options.seed, on_finding=print_now
+    )
+    certificate.save(output)
+    print(f"\n{certificate.verdict}\nThe page: {output / 'certificate.html'}  The data: {output / 'certificate.json'}")
+    return 0 if certificate.ok else 1
+
+
+def export(arguments: list[str]) -> int:
+    """Write a model for other tools: a Hugging Face folder, or a GGUF file for llama.cpp; then compare it."""
+    parser = make_parser("export", export)
+    add_model(parser)
+    parser.add_argument("output", type=str, help="A folder for hf, a file for everything else.")
+    formats = "hf (a Hugging Face folder); F32, F16, BF16, Q8_0, Q4_0 or Q4_K (a GGUF file); onnx (needs bimo[onnx])."
+    parser.add_argument("--format", type=str, default="", help=f"{formats} Default: by the output's name.")
+    parser.add_argument("--dtype", type=str, default="float32", help="Of hf: float32, float16 or bfloat16.")
+    options = parser.parse_args(arguments)
+    lm = load_model(options)
+    from bimo.evaluation.exports import compare_export
+    from bimo.interop import format_by_name, formats_in
+
+    format = options.format or format_by_name(Path(options.output))
+    output = lm.export(options.output, format, dtype=options.dtype)
+    size = sum(file.stat().st_size for file in ([output] if output.is_file() else output.iterdir()))
+    inside = formats_in(output) if output.is_file() and output.suffix == ".gguf" else {}
+    tensors = ", ".join(f"{count} {name}" for name, count in inside.items())
+    print(f"wrote {output}: {size / 1e6:.1f} MB" + (f"; tensors: {tensors}" if tensors else ""))
+    tokenizer = lm.tokenizer if lm.has_tokenizer else None
+    findings = list(compare_export(lm.model, tokenizer, output, format, options.dtype))
+    for found in findings:
+        print_now(found)
+    return 0 if all(found.ok for found in findings) else 1
