@@ -104,14 +104,12 @@ def _settings(name: str, folder: str, prompt: str) -> RunSettings:
         name=name,
         folder=folder,
         tokenizer=TokenizerSettings(vocab_size=2048),
-        model=ModelSpec(n_layers=4, n_heads=3, n_kv_heads=1, d_model=192, context_length=256),
+        model=ModelSpec(
+            n_layers=4, n_heads=3, d_model=192, context_length=256, tied_embeddings=False, rope_theta=1e3
+        ),
         training=TrainingSettings(
             batch_size=4,
-            learning_rate=2e-3,
-            min_learning_rate=1e-4,
-            warmup_steps=50,
-            schedule="cosine",
-            weight_decay=0.05,
+            callbacks=["short_rows"],
             log_every=100,
             checkpoint_every=0,
             evaluate_rows=32,

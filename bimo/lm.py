@@ -28,6 +28,8 @@ from bimo.training.optimizers import OptimizerFactory
 from bimo.training.rows import RowWriter
 from bimo.training.streams import BatchStream
 
+_GENTLE = TrainingSettings(optimizer="adamw", schedule="cosine", min_learning_rate=1e-4, warmup_steps=50)
+
 
 class LM:
     """A language model as a person uses it.
@@ -122,12 +124,14 @@ class LM:
                 table in docs/training.md says what is trained of each.
             targets: What to say after each input; only these are trained then. None: the inputs themselves are learned.
             epochs: Passes over the data.
-            settings: Rates and sizes; `steps` comes from the epochs.
+            settings: Rates and sizes; `steps` comes from the epochs. None: the defaults, or AdamW with a cosine for a
+                model that was loaded: what another optimizer has learned, Muon's equal steps would undo.
             loss: A loss of your own, (logits, targets, weights) → scalar, or the name of one.
             optimizer: A ready one, a function of the parameters that makes it, or the name of one.
             callbacks: See `bimo.training.Callback`.
             validation: What to measure on: like the inputs, a pair of inputs and targets, or a share of the rows.
         """
+        settings = settings or (TrainingSettings() if self.source is None else _GENTLE)
         self.source = None
         trainer = Trainer(self, settings, loss=loss, optimizer=optimizer, callbacks=callbacks)
         trainer.fit(inputs, targets, epochs=epochs, validation=validation)

@@ -127,7 +127,7 @@ REGISTRIES = {
                 "none": "bimo.model.positions:NoPositions",
             },
         ),
-        Registry("optimizer", {"adamw": "bimo.training.optimizers:adamw"}),
+        Registry("optimizer", {"muon": "bimo.training.muon:muon", "adamw": "bimo.training.optimizers:adamw"}),
         Registry(
             "loss",
             {
@@ -144,6 +144,7 @@ REGISTRIES = {
             {
                 "early_stopping": "bimo.training.callbacks:EarlyStopping",
                 "time_budget": "bimo.training.callbacks:TimeBudget",
+                "short_rows": "bimo.training.callbacks:ShortRows",
                 "best_checkpoint": "bimo.training.callbacks:BestCheckpoint",
                 "weight_average": "bimo.training.callbacks:WeightAverage",
                 "rate_finder": "bimo.training.callbacks:RateFinder",

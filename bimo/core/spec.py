@@ -134,8 +134,9 @@ class ModelSpec(Settings):
     """Bounds logits by c tanh(logit / c) (Gemma 2). 0: no bound."""
     dropout: float = 0.0
     """Share of activations that training zeroes after embedding, attention and feed-forward."""
-    initializer_range: float = 0.02
-    """Standard deviation of the initial weights; outputs of a block are scaled down by sqrt(2 n_layers)."""
+    initializer_range: float = 0.0
+    """Standard deviation of the initial weights. 0: by width, 1 / sqrt(inputs) for the matrices of the blocks, so that
+    one rate fits every width. Outputs of a block are scaled down by sqrt(2 n_layers)."""
 
     def __post_init__(self) -> None:
         sizes = (self.n_heads, self.d_model, self.n_kv_heads, self.head_dim, self.d_ff, self.d_expert)

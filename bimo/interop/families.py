@@ -285,7 +285,7 @@ def family_of(spec: ModelSpec) -> Family | None:
 
 def canonical(spec: ModelSpec) -> ModelSpec:
     """The spec without what has no effect on what a trained model computes."""
-    spec = replace(spec, dropout=0.0, initializer_range=0.02, padding_id=-1)
+    spec = replace(spec, dropout=0.0, initializer_range=0.0, padding_id=-1)
     if spec.positions != "rotary":
         spec = replace(spec, rotary_dim=0, rope_theta=1e4, window_rope_theta=0.0, rope_scaling=RopeScaling())
         spec = replace(spec, unrotated_layers=())

@@ -112,7 +112,7 @@ def config_of(spec: ModelSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
     words = family.write(spec) if family else {"architectures": [PLAIN.architecture], "model_type": "bimo"}
     return {
         **words,
-        "initializer_range": spec.initializer_range,
+        "initializer_range": spec.initializer_range or 0.02,
         "attention_dropout": 0.0,
         "use_cache": True,
         "bos_token_id": tokenizer.begin_id if tokenizer else None,

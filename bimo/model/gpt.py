@@ -88,7 +88,10 @@ class GPT(nn.Module):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw initial weights (GPT-2's scheme): the logits start near zero, so the first loss is near ln V.
+        """Draw initial weights: the logits start near zero, so the first loss is near ln V.
+
+        Those of the blocks keep the size of what goes through them, whatever the width; an embedding of its own starts
+        at the size that the norms give to everything, a tied one as small as the head (docs/experiments.md).
 
         Parameters that a module of the user holds directly keep the values which that module gave them.
         """
@@ -98,15 +101,19 @@ class GPT(nn.Module):
                 one = 1.0 - getattr(owner, "offset", 0.0)
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else one)
             elif isinstance(owner, (nn.Linear, nn.Embedding, Experts, Learned)):
-                nn.init.normal_(parameter, std=self._initial_std(name), generator=generator)
+                nn.init.normal_(parameter, std=self._initial_std(name, parameter.shape[-1]), generator=generator)
 
-    def _initial_std(self, name: str) -> float:
-        std = self.spec.initializer_range
+    def _initial_std(self, name: str, inputs: int) -> float:
+        spec = self.spec
+        std = spec.initializer_range or (inputs**-0.5 if name.startswith("layers.") else 0.02)
         if "o_proj" in name or "down_proj" in name:
-            std /= math.sqrt(2 * self.spec.n_layers)  # 2 n_layers outputs add up in the residual stream
+            std /= math.sqrt(2 * spec.n_layers)  # 2 n_layers outputs add up in the residual stream
         if name.startswith(("embed_tokens", "lm_head")):
-            std = min(std, 0.5 / math.sqrt(self.spec.d_model))  # logits of a wide model would start too far apart
-        return std / self.spec.embedding_scale if name.startswith("embed_tokens") else std
+            std = min(std, 0.5 / math.sqrt(spec.d_model))  # logits of a wide model would start too far apart
+        if name.startswith("embed_tokens"):
+            std = 1.0 if not (spec.tied_embeddings or spec.initializer_range) else std
+            std /= spec.embedding_scale
+        return std
 
     def forward(
         self,
@@ -154,6 +161,8 @@ class GPT(nn.Module):
         if self.spec.embedding_scale != 1:
             x = x * self.spec.embedding_scale
         x = self.dropout(self.embed_positions(x, steps))
+        if x.is_cuda and torch.is_autocast_enabled("cuda"):
+            x = x.to(torch.get_autocast_dtype("cuda"))  # what flows from block to block is half of the memory traffic
         contexts = self.contexts(start, steps, documents, cache)
         for layer in self.blocks():
             x = layer(x, contexts[layer.kind])

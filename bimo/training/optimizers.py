@@ -72,6 +72,16 @@ def _checked(made: Any, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float, share_of_peak: float, own: bool) -> None:
-    """Give every group its rate of this step: the schedule's, or (own) that share of what the user gave it."""
+    """Give every group its rate of this step.
+
+    Args:
+        optimizer: Its groups' rates are set; a group with a `rate_share` gets that share of the rate.
+        rate: The schedule's.
+        share_of_peak: The schedule's, as a share of its peak.
+        own: Whether the rates are the user's: then each group gets that share of what it was given.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * share_of_peak if own else rate
+        if own:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * share_of_peak
+        else:
+            group["lr"] = rate * group.get("rate_share", 1.0)
