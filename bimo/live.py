@@ -31,12 +31,14 @@ class Figures:
     Attributes:
         flops_per_token: Of the model, forward and backward.
         peak_flops: Measured on this machine, per second; 0 when unknown.
+        promised_flops: By the data sheet of the GPU; 0 when unknown.
         losses: Loss of every step, in nats per token.
         pace: Speed and time left.
     """
 
     flops_per_token: float
     peak_flops: float
+    promised_flops: float = 0.0
     losses: list[float] = field(default_factory=list)
     pace: Pace = field(default_factory=Pace)
 
@@ -45,13 +47,18 @@ class Figures:
         self.pace.add(result)
 
     def share_of_peak(self) -> str:
-        if not self.peak_flops:
-            return ""
-        return f"{self.pace.tokens_per_second * self.flops_per_token / self.peak_flops:.0%} of measured peak"
+        flops, shares = self.pace.tokens_per_second * self.flops_per_token, []
+        if self.promised_flops:
+            shares.append(f"MFU {flops / self.promised_flops:.0%}")
+        if self.peak_flops:
+            shares.append(f"{flops / self.peak_flops:.0%} of measured peak")
+        return " · ".join(shares)
 
 
 class PlainView(Callback):
     """Lines for a log: every `log_every` steps, every evaluation, every sample."""
+
+    everywhere = False
 
     def __init__(self, console: Console, figures: Figures) -> None:
         self.console, self.figures = console, figures
@@ -77,6 +84,8 @@ class PlainView(Callback):
 
 class LiveView(Callback):
     """A picture that is drawn again twice a second: loss curve, speed, time left, the newest sample."""
+
+    everywhere = False
 
     def __init__(self, console: Console, figures: Figures) -> None:
         self.console, self.figures = console, figures

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bimo.core.spec import ModelSpec
 from bimo.model.backends import Attend, AttnContext
-from bimo.model.layers import make_norm, rotate
+from bimo.model.layers import joined, make_norm, rotate
 
 
 class Attention(nn.Module):
@@ -32,8 +32,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, ctx: AttnContext) -> Tensor:
         B, T, _ = x.shape
-        q, k = self._queries_and_keys(x)  # (B, T, H, D), (B, T, K, D)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, D)
+        q, k, v = joined(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k = self._normalised(q, k)  # (B, T, H, D), (B, T, K, D)
+        v = v.unflatten(-1, (-1, self.head_dim))  # (B, T, K, D)
         if ctx.cos is not None and ctx.sin is not None:
             q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, D)
@@ -42,9 +43,8 @@ class Attention(nn.Module):
         y = self.attend(q, k, v, ctx)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
-    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected and normalised, (B, T, H, D) and (B, T, K, D)."""
-        q, k = self.q_proj(x), self.k_proj(x)
+    def _normalised(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys by heads, (B, T, H, D) and (B, T, K, D), after their norms."""
         if self.norm_across_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = q.unflatten(-1, (-1, self.head_dim)), k.unflatten(-1, (-1, self.head_dim))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bimo.core.spec import ModelSpec
+from bimo.model.layers import joined
 from bimo.model.recompute import cheap
 
 
@@ -27,7 +28,8 @@ class Gated(nn.Module):
         self.down_proj = nn.Linear(spec.d_ff, spec.d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.gate(self.gate_proj(x), self.up_proj(x)))
+        gate, up = joined(x, self.gate_proj, self.up_proj)  # (B, T, F) each
+        return self.down_proj(self.gate(gate, up))
 
     @staticmethod
     def gate(gate: Tensor, up: Tensor) -> Tensor:
@@ -69,6 +71,8 @@ class ReGLU(Gated):
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, of which only gate and up are kept for the backward pass."""
+    if torch.compiler.is_compiling():
+        return F.silu(gate) * up
     kept = gate.detach(), up.detach()
     return cheap(_Gate.apply(gate, up), lambda: F.silu(kept[0]).mul_(kept[1]))
 

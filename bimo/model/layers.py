@@ -3,12 +3,15 @@
 - RMSNorm (Zhang & Sennrich 2019) or torch's LayerNorm; `make_norm` picks by the spec.
 - `rotate` pairs dimension i with i + pairs, as Hugging Face checkpoints do. It is one autograd function: its backward
   is the rotation by the negative angle, so nothing needs to be stored and each direction writes its output once.
+- `joined` computes several projections of one input.
+
+Where torch's compiler reads this, it is given the plain formulas: it fuses them better than anything written by hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +48,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight + self.offset if self.offset else self.weight
+        if torch.compiler.is_compiling():
+            return _plain_rms_norm(x, weight, self.eps)
         if x.device.type == "cpu":
             kept, kept_weight = x.detach(), weight.detach()
             return cheap(_RMSNorm.apply(x, weight, self.eps), lambda: _rms_norm(kept, kept_weight, self.eps)[0])
@@ -77,6 +82,13 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight, None
 
 
+def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The formula."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (wide * scale * weight).to(x.dtype)
+
+
 @torch.no_grad()
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normalised x, and 1 / rms of each row, (…, 1)."""
@@ -92,6 +104,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x: Queries or keys, (B, T, H, D).
         cos: Cosines that broadcast to (B, T, H, pairs), with pairs at most D / 2; `sin` likewise.
     """
+    if torch.compiler.is_compiling():
+        return _plain_turn(x, cos, sin)
     before: Callable[[], Tensor] = getattr(x, "again", x.detach)
     return cheap(_Rotation.apply(x, cos, sin), lambda: _turn(before(), cos, sin, direction=1))
 
@@ -106,6 +120,31 @@ class _Rotation(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turn(grads[0], cos, sin, direction=-1), None, None
+
+
+def _plain_turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The formula."""
+    pairs = cos.shape[-1]
+    left, right = x[..., :pairs], x[..., pairs : 2 * pairs]  # (B, T, H, pairs) each
+    turned = torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+    return torch.cat((turned, x[..., 2 * pairs :]), dim=-1) if 2 * pairs < x.shape[-1] else turned
+
+
+def joined(x: Tensor, *projections: nn.Module) -> list[Tensor]:
+    """Several projections of the same input, (…, C) to (…, width of each).
+
+    To the compiler they are one matrix product of the joined weights: it reads the input once and fills a GPU better,
+    and the joining costs no more than the cast of the weights that it is fused with. Projections that somebody has
+    replaced, hooked or cut over several processes are left alone.
+    """
+    plain = all(type(p) is nn.Linear and type(p.weight) is nn.Parameter and not p._forward_hooks for p in projections)
+    if not (plain and torch.compiler.is_compiling()):
+        return [projection(x) for projection in projections]
+    linears = [cast(nn.Linear, projection) for projection in projections]
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    weight = torch.cat([linear.weight.to(x.dtype) for linear in linears])
+    y = F.linear(x, weight, torch.cat(biases) if len(biases) == len(linears) else None)
+    return list(y.split([linear.out_features for linear in linears], dim=-1))
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:

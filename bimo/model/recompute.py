@@ -14,6 +14,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from bimo.core.spec import ModelSpec
+
+_LITTLE = 2**26  # bytes; below that, computing again costs an eighth of a step and saves next to nothing
+
 
 def cheap(result: Tensor, again: Callable[[], Tensor]) -> Tensor:
     """Mark an activation as cheaper to compute again than to keep.
@@ -25,6 +29,14 @@ def cheap(result: Tensor, again: Callable[[], Tensor]) -> Tensor:
     """
     result.again = again  # type: ignore[attr-defined]  # travels with the tensor, gone when the tensor is
     return result
+
+
+def kept_is_little(spec: ModelSpec | None, tokens: int) -> bool:
+    """Whether all activations of a forward pass are so few that none is worth computing again."""
+    if spec is None:
+        return False
+    per_layer = 16 * spec.d_model + 5 * spec.d_ff  # norms, projections, attention and gate, as they are kept
+    return 4 * tokens * spec.n_layers * per_layer < _LITTLE
 
 
 def recompute() -> AbstractContextManager[object]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -30,11 +31,14 @@ Each = Callable[[Tensor, slice], Tensor]
 """Logits (N, V) of some of a batch's B * T positions, and which ones these are → the loss of each, (N,), in nats."""
 
 ChunkFunction = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
-"""Logits (N, V), which it may change, of which positions, whether a gradient is wanted → their weighted sum, and its
-gradient (N, V)."""
+"""Logits (N, V), which it may change, in the dtype of the product that made them; of which positions; whether a
+gradient is wanted. Gives their weighted sum in float32, and its gradient (N, V)."""
 
 # Logits held at once: 16 MB in float32 stay near the caches of a CPU, a GPU needs more to be busy.
 CHUNK_LOGITS = {"cpu": 2**22, "other": 2**27}
+_GPU_BYTES_PER_LOGIT = 160  # of its memory: logits and their gradient in bf16 take a fortieth, 2 GB of 80
+
+COMPILED: ContextVar[bool] = ContextVar("whether the arithmetic of a chunk is compiled where it can be", default=False)
 
 
 class ChunkedLoss(ABC):
@@ -58,7 +62,7 @@ class ChunkedLoss(ABC):
 
         def by_autograd(logits: Tensor, part: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
             with torch.enable_grad():
-                leaf = logits.requires_grad_(wanted)
+                leaf = wide(logits).requires_grad_(wanted)
                 total = (each(leaf, part) * weights[part]).sum()
             return total.detach(), torch.autograd.grad(total, leaf)[0] if wanted else None
 
@@ -89,10 +93,19 @@ def sum_in_chunks(hidden: Tensor, head: Tensor, chunk: ChunkFunction, softcap: f
         loss in float32.
     """
     if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, head = hidden.to(dtype), head.to(dtype)
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     total: Tensor = _InChunks.apply(hidden.flatten(0, -2), head, chunk, softcap)
     return total
+
+
+def chunk_rows(device: torch.device, n_logits: int) -> int:
+    """Positions of a chunk; on a GPU a power of two, which fills it well and mostly leaves no chunk of another size."""
+    if device.type == "cpu":
+        return max(1, CHUNK_LOGITS["cpu"] // n_logits)
+    most = CHUNK_LOGITS["other"]
+    if device.type == "cuda":
+        most = torch.cuda.get_device_properties(device).total_memory // _GPU_BYTES_PER_LOGIT
+    return 1 << max(0, (most // n_logits).bit_length() - 1)
 
 
 def wide(numbers: Tensor) -> Tensor:
@@ -115,19 +128,19 @@ class _InChunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, chunk: ChunkFunction, softcap: float) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        exact = torch.promote_types(head.dtype, torch.float32)
+        ctx.head_dtype, head = head.dtype, head.to(hidden.dtype)
+        exact = torch.promote_types(hidden.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden) if wanted else None  # (B * T, C)
         grad_head = torch.zeros_like(head, dtype=exact) if wanted else None  # (V, C)
         total = torch.zeros((), device=hidden.device, dtype=exact)
-        kind = "cpu" if hidden.device.type == "cpu" else "other"
-        rows = max(1, CHUNK_LOGITS[kind] // head.shape[0])
+        rows = chunk_rows(hidden.device, head.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             x = hidden[part]
-            logits = wide(x @ head.T)  # (rows, V)
+            logits = x @ head.T  # (rows, V)
             slope = None
             if softcap:
-                logits = logits.div_(softcap).tanh_()
+                logits = wide(logits).div_(softcap).tanh_()
                 slope = 1 - logits.square()  # of the bounded by the unbounded logit
                 logits.mul_(softcap)
             value, grad = chunk(logits, part, wanted)
@@ -140,7 +153,6 @@ class _InChunks(torch.autograd.Function):
                 grad_head.addmm_(grad.T, x)
             else:
                 grad_head += grad.T @ x
-        ctx.head_dtype = head.dtype
         ctx.save_for_backward(*(g for g in (grad_hidden, grad_head) if g is not None))
         return total
 
