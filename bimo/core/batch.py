@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,12 +55,27 @@ class Batch:
     def split(self, rows: int) -> Iterator[Batch]:
         """Cut into micro-batches of at most `rows` rows, in order, without copying."""
         for start in range(0, self.n_rows, rows):
-            part = slice(start, start + rows)
-            yield self._map(operator.itemgetter(part))
+            yield self.part(slice(start, start + rows))
+
+    def part(self, rows: slice) -> Batch:
+        """Some of the rows, without copying."""
+        return self._map(operator.itemgetter(rows))
+
+    def cut(self, length: int) -> Batch:
+        """The rows in pieces of `length` tokens, one below the other, (B * T / length, length)."""
+        return self._map(lambda tensor: tensor.reshape(-1, length))
+
+    def without_weight(self) -> Batch:
+        """The same rows, of which nothing is trained."""
+        return replace(self, weights=self.weights * 0)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; copies overlap with computation where memory is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory, out of which a GPU copies while it computes."""
+        return self._map(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         optional = [None if tensor is None else change(tensor) for tensor in (self.positions, self.documents)]

@@ -18,6 +18,7 @@ __all__ = [
     "CheckSettings",
     "DataSettings",
     "ModelSpec",
+    "ParallelSettings",
     "RopeScaling",
     "RunSettings",
     "TokenizerSettings",
@@ -62,6 +63,8 @@ class DataSettings(Settings):
     lines."""
     on_broken: Literal["skip", "stop"] = "skip"
     """What to do with text that cannot be read: report and skip it, or stop."""
+    duplicates: Literal["keep", "exact", "near"] = "keep"
+    """Documents that a source holds again: keep them, leave out equal ones, or also those that are nearly the same."""
     check: bool = True
     """Whether the text is looked at before the run, for at most 20 seconds; what is wrong is told, and the run goes
     on."""
@@ -137,26 +140,29 @@ class TrainingSettings(Settings):
     loss: str = "cross_entropy"
     """What is minimised: cross_entropy, label_smoothing, z_loss, focal, unlikelihood, distillation, or a loss that you
     registered; with parameters for example label_smoothing(epsilon=0.2)."""
-    optimizer: str = "adamw"
-    """What changes the weights: adamw, or an optimizer that you registered."""
+    optimizer: str = "muon"
+    """What changes the weights: muon (matrices by their orthogonalised momentum, the rest by AdamW), adamw, or an
+    optimizer that you registered."""
     callbacks: list[str] = field(default_factory=list)
     """What sees and changes the run, in this order: early_stopping, best_checkpoint, weight_average, rate_finder,
     tensorboard, sampling, gradient_statistics and more (docs/training.md), or a callback that you registered; with
     parameters for example early_stopping(patience=5)."""
-    learning_rate: float = 1e-3
-    """Peak rate."""
-    min_learning_rate: float = 1e-4
+    learning_rate: float = 0.0
+    """Peak rate. 0: the optimizer's own, 0.02 for muon and 0.001 for others."""
+    min_learning_rate: float = 0.0
     """Rate at the end of the schedule."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "wsd", "constant"] = "wsd"
     """Cosine decay, warm-up-stable-decay (linear decay over the last decay_share), or constant."""
-    warmup_steps: int = 50
+    warmup_steps: int = 10
     """Steps of linear rise to the peak rate."""
-    decay_share: float = 0.2
+    decay_share: float = 0.7
     """Share of the steps that wsd spends on its decay."""
+    momentum: float = 0.85
+    """Muon's memory of the gradient."""
     weight_decay: float = 0.1
-    """AdamW's decay of matrices; vectors (norms, biases) are not decayed."""
+    """Decay of matrices (with adamw, of embeddings too); vectors (norms, biases) are not decayed."""
     beta1: float = 0.9
-    """AdamW's memory of the gradient."""
+    """AdamW's memory of the gradient, also where muon leaves weights to AdamW."""
     beta2: float = 0.95
     """AdamW's memory of the squared gradient."""
     grad_clip: float = 1.0
@@ -179,6 +185,12 @@ class TrainingSettings(Settings):
     """How a sample begins. Empty: at the start of a document."""
     seed: int = 0
     """Settles initial weights, dropout and the order of the data."""
+    execution: Literal["auto", "eager", "compiled"] = "auto"
+    """How blocks are run: operation by operation, or compiled by torch.compile. auto: what a short trial shows to be
+    faster; on CPU only in runs of more than half an hour, which repay compiling."""
+    checkpoint_activations: Literal["auto", "none", "blocks"] = "auto"
+    """Whether each block's activations are computed again in the backward pass instead of kept: a third more work for
+    a fraction of the memory. auto: only where one row at once does not fit."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -186,9 +198,14 @@ class TrainingSettings(Settings):
     threads: int = 0
     """CPU threads; 0: one per physical core that this process may use."""
 
+    def __post_init__(self) -> None:
+        if self.learning_rate == 0:
+            object.__setattr__(self, "learning_rate", 0.02 if self.optimizer == "muon" else 1e-3)  # frozen
+        super().__post_init__()
+
     def problems(self) -> list[str]:
         found = _positive(self, "steps", "batch_size", "evaluate_rows", "keep_checkpoints", "log_every")
-        found += _share(self, "decay_share", "beta1", "beta2")
+        found += _share(self, "decay_share", "beta1", "beta2", "momentum")
         found += filter(None, [_part_problem("loss", self.loss), _part_problem("optimizer", self.optimizer)])
         found += filter(None, [_part_problem("callback", text) for text in self.callbacks])
         whole = ("micro_batch_size", "warmup_steps", "evaluate_every", "checkpoint_every", "sample_every", "threads")
@@ -198,6 +215,26 @@ class TrainingSettings(Settings):
         if self.weight_decay < 0 or self.grad_clip < 0:
             found.append("weight_decay and grad_clip must not be negative")
         return found
+
+
+@dataclass(frozen=True)
+class ParallelSettings(Settings):
+    """How the processes of a run share the work; there are data x shard x tensor of them."""
+
+    data: int = 0
+    """Copies of the model, each of which reads its own rows. 0: as many as there are processes left for."""
+    shard: int = 1
+    """Processes that share out the weights, gradients and moments of a copy (FSDP2), and read their own rows too.
+    0: all that are left, in one copy."""
+    tensor: int = 1
+    """Processes that share out the heads and the feed-forward width of each layer, and read the same rows."""
+    timeout_minutes: float = 10.0
+    """How long a process waits for another one in the middle of a step before it gives the run up."""
+
+    def problems(self) -> list[str]:
+        found = [f"{n} must not be negative, is {getattr(self, n)}" for n in ("data", "shard") if getattr(self, n) < 0]
+        found += [f"tensor must be at least 1, is {self.tensor}"] if self.tensor < 1 else []
+        return found + ([] if self.timeout_minutes > 0 else ["timeout_minutes must be positive"])
 
 
 @dataclass(frozen=True)
@@ -218,6 +255,10 @@ class RunSettings(Settings):
     """The shape of the GPT."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
     """How it is trained."""
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    """How the processes of a run share the work."""
+    notes: list[str] = field(default_factory=list)
+    """Remarks for people, such as why a budget led to these sizes."""
 
     def problems(self) -> list[str]:
         bad = not self.name or self.name in {".", ".."} or any(c in self.name for c in "/\\\0")

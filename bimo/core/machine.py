@@ -215,3 +215,18 @@ def peak_memory() -> int:
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def held_memory() -> int:
+    """The memory that this process holds now, in bytes; 0 when unknown."""
+    words = _words(Path("/proc/self/statm"))
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else 0
+
+
+def waited_for_cores() -> float:
+    """Seconds that the threads of this process have waited for a core, added up; 0 where Linux does not say."""
+    waited = 0
+    for thread in Path("/proc/self/task").glob("*"):
+        words = _words(thread / "schedstat")  # nanoseconds on a core, nanoseconds waiting for one, turns
+        waited += int(words[1]) if len(words) == 3 else 0
+    return waited / 1e9

@@ -60,7 +60,10 @@ class Loader:
     def batch(self, number: int) -> Batch:
         """Batch `number` of the stream, from 0: this rank's rows of it."""
         first = number * self.batch_size
-        return collate([self.row(n) for n in range(first + self.rank, first + self.batch_size, self.world_size)])
+        mine = range(first + self.rank, first + self.batch_size, self.world_size)
+        if not mine:  # more processes than rows: this one takes part, and changes nothing
+            return collate([self.row(first)]).without_weight()
+        return collate([self.row(n) for n in mine])
 
     def row(self, number: int) -> Row:
         """Row `number` of the shuffled, mixed stream."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,13 @@ from torch import Tensor
 from bimo.core.batch import Batch
 from bimo.model.gpt import GPT
 
-_CHUNK_LOGITS = 2**24  # logits held at once (64 MB in float32)
+_CHUNK_LOGITS = 2**22  # held at once, 16 MB in float32 as in training; 64 MB made the peak of runs of small models
 
 
-@torch.inference_mode()
-def bits_per_byte(model: GPT, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
+@torch.no_grad()  # no inference mode: weights that FSDP2 gathers in it could not be trained with afterwards
+def bits_per_byte(
+    model: GPT, batches: Iterable[Batch], token_bytes: Tensor, total: Callable[..., list[float]] | None = None
+) -> dict[str, float]:
     """Bits that the model needs per byte of text: the compression rate it would reach with an arithmetic coder.
 
     Every trained target counts with its full cost, also the end of a document, whose bytes are 0.
@@ -25,13 +27,14 @@ def bits_per_byte(model: GPT, batches: Iterable[Batch], token_bytes: Tensor) -> 
         model: In evaluation mode.
         batches: Held-out text.
         token_bytes: Bytes of text per id, int64, (V,).
+        total: Adds up each of some numbers over the processes that share out the batches; None: there is one.
 
     Returns:
         `bits_per_byte`, and `valid_loss` in nats per token.
     """
     device = model.lm_head.weight.device
     token_bytes = token_bytes.to(device)
-    nats, n_bytes, n_tokens = 0.0, 0, 0
+    nats, n_bytes, n_tokens = 0.0, 0.0, 0.0
     for batch in batches:
         batch = batch.to(device)
         hidden = model.hidden(batch.ids, positions=batch.positions, documents=batch.documents)  # (B, T, C)
@@ -39,6 +42,8 @@ def bits_per_byte(model: GPT, batches: Iterable[Batch], token_bytes: Tensor) -> 
         counted = batch.targets[batch.weights > 0]
         n_bytes += int(token_bytes[counted].sum())
         n_tokens += counted.numel()
+    if total is not None:
+        nats, n_bytes, n_tokens = total(nats, n_bytes, n_tokens)
     if n_bytes == 0:
         return {"bits_per_byte": math.nan, "valid_loss": math.nan}
     return {"bits_per_byte": nats / math.log(2) / n_bytes, "valid_loss": nats / n_tokens}

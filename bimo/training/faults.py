@@ -30,16 +30,21 @@ class Fault(UserError):  # noqa: N818  # the field's word
         self.kind, self.facts = kind, facts
 
 
-def check_batch(batch: Batch, vocab_size: int, step: int) -> None:
+def check_batch(batch: Batch, vocab_size: int, step: int, *, shared: bool = False) -> None:
     """Whether a batch can be trained on; a look at it costs less than a thousandth of a step.
+
+    Args:
+        batch: What was read.
+        vocab_size: Ids that the model knows.
+        step: The one that it is for.
+        shared: It is a part of a batch, in which another part may be all that counts.
 
     Raises:
         Fault: It is empty, nothing in it counts, or it holds ids that the model does not have.
     """
     trained = batch.weight_sum()
-    if trained == 0:
-        what = "has no rows" if batch.n_tokens == 0 else "has no token to train on: every weight is 0"
-        raise Fault("nothing to train on", f"the batch of step {step} {what}", mend="Check that the data has targets.")
+    if trained == 0 and not (shared and batch.n_tokens):
+        raise nothing_to_train_on(batch, step)
     if not math.isfinite(trained) or batch.weights.min() < 0:
         raise Fault(
             "bad weights",
@@ -60,6 +65,12 @@ def check_batch(batch: Batch, vocab_size: int, step: int) -> None:
             f"the batch of step {step} has ids from {low} to {high}, the model knows 0 … {vocab_size - 1}",
             mend="Use the tokenizer that the model was made for.",
         )
+
+
+def nothing_to_train_on(batch: Batch, step: int) -> Fault:
+    """The fault of a batch in which nothing counts."""
+    what = "has no rows" if batch.n_tokens == 0 else "has no token to train on: every weight is 0"
+    return Fault("nothing to train on", f"the batch of step {step} {what}", mend="Check that the data has targets.")
 
 
 def check_finite(loss: float, norm: float, step: int) -> None:

@@ -278,9 +278,9 @@ def _measure(model: nn.Module | TextModel, held: Any, settings: TrainingSettings
     return measure
 
 
-@torch.inference_mode()
+@torch.no_grad()  # no inference mode: weights that FSDP2 gathers in it could not be trained with afterwards
 def mean_loss(gpt: Any, batches: Iterable[Batch]) -> float:
-    """Cross-entropy in nats per trained token, without ever holding all logits."""
+    """Cross-entropy in nats per trained token, without ever holding all logits; each process reads all batches."""
     device = next(gpt.parameters()).device
     total, count = 0.0, 0.0
     for batch in batches:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_BETWEEN_RANKS = 1_000_003  # seeds of two runs that differ by little shall not meet
+
 
 def random_state() -> dict[str, Any]:
     """The state of every generator, as plain values and tensors."""
@@ -40,11 +42,14 @@ def set_random_state(state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(words.cpu(), index)
 
 
-def seed_everything(seed: int) -> None:
-    """Start every generator from a seed."""
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Start every generator from a seed.
+
+    torch's, which dropout draws from, differs by rank; those of Python and NumPy, by which callbacks decide, do not.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + rank * _BETWEEN_RANKS)
 
 
 @contextlib.contextmanager

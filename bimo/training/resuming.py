@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from bimo.training import state as checkpoint
 from bimo.training.callbacks.protocol import Callback
-from bimo.training.randomness import random_state, set_random_state
+from bimo.training.randomness import random_state, seed_everything, set_random_state, undisturbed
 from bimo.training.streams import Resumable
+from bimo.training.team import Team
 
 if TYPE_CHECKING:
     from bimo.training.trainer import Trainer
@@ -47,6 +48,24 @@ def restore(trainer: Trainer, tree: checkpoint.Tree) -> None:
     if isinstance(trainer.data, Resumable):
         trainer.data.load_state_dict(tree["data"])
     trainer.batch = None
+
+
+def own_chance(tree: checkpoint.Tree, team: Team, seed: int) -> dict[str, Any]:
+    """The random states out of a checkpoint that this process goes on with.
+
+    Where as many processes go on as have stopped, each has its own. Else Python and NumPy go on everywhere from those
+    of the first one, and so does torch in the first; the other processes, which nobody has been before, begin anew.
+    """
+    ranks = tree.pop("ranks", [tree["random"]])
+    if len(ranks) == team.size:
+        return ranks[team.rank]
+    if team.data_rank == 0:
+        return ranks[0]
+    with undisturbed():
+        seed_everything(seed + tree["training"]["step"], team.data_rank)
+        fresh = random_state()
+    kept = {name: state for name, state in ranks[0].items() if name in ("python", "numpy")}
+    return fresh | kept
 
 
 def identity(trainer: Trainer) -> dict[str, Any]:

@@ -20,12 +20,15 @@ class Abandoned(BaseException):
 class StopSignals:
     """Listens for the signals that ask a run to end.
 
+    Args:
+        patient: Whether no work may be given up in the middle, because other processes take part in it.
+
     Attributes:
         received: Name of the signal, or "".
     """
 
-    def __init__(self) -> None:
-        self.received = ""
+    def __init__(self, *, patient: bool = False) -> None:
+        self.received, self.patient = "", patient
         self._may_abandon = False
 
     @contextlib.contextmanager
@@ -46,13 +49,18 @@ class StopSignals:
     @contextlib.contextmanager
     def abandoning(self) -> Iterator[None]:
         """Work that a signal may end in the middle, by raising `Abandoned`."""
-        if self.received:
+        if self.received and not self.patient:
             raise Abandoned
-        self._may_abandon = True
+        self._may_abandon = not self.patient
         try:
             yield
         finally:
             self._may_abandon = False
+
+    def hear(self, word: str) -> None:
+        """Count a signal that another process has received as received here."""
+        if word in {number.name for number in _SIGNALS}:
+            self.received = word
 
     def _receive(self, number: int, _frame: object) -> None:
         self.received = signal.Signals(number).name

@@ -8,7 +8,10 @@ memory it is what the watchdog rolls back to; on disk it is a checkpoint, a fold
     optimizer.safetensors   the optimizer's tensors, by parameter and name
     state.safetensors       all other tensors: random states, averages, what callbacks keep
     state.json              everything else, with a reference where a tensor stands
+    parts/                  of a model that several processes hold together: the tensors of which each has a part
     manifest.json           sha256 of each file
+
+On how many processes a checkpoint is read need not be the number that has written it.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from torch import Tensor, nn
 
 from bimo.core.artifacts import MANIFEST, verify, write_folder
 from bimo.core.errors import UserError
+from bimo.training.parts import PARTS, is_part, placed, read_parts, write_parts
+from bimo.training.team import Team
 
 Tree = dict[str, Any]
 """Nested dictionaries and lists of plain values and tensors."""
@@ -46,6 +51,7 @@ class TrainingState:
         settled: The last step after which evaluation, sample and checkpoint had their turn.
         rate_scale: What every learning rate is multiplied by; the watchdog lowers it.
         most_rows: Rows that fit into memory at once, found out the hard way; 0: no limit is known.
+        execution: How blocks are run, eager or compiled; "" while it has not been chosen.
     """
 
     step: int = 0
@@ -54,21 +60,30 @@ class TrainingState:
     settled: int = 0
     rate_scale: float = 1.0
     most_rows: int = 0
+    execution: str = ""
 
 
-def write(folder: Path, tree: Tree) -> None:
+def write(folder: Path, tree: Tree, team: Team | None = None) -> None:
     """Write a checkpoint.
+
+    Args:
+        folder: Where it goes.
+        tree: The state.
+        team: The processes that hold it together; all of them must call this.
 
     Raises:
         UserError: The disk is full or must not be written to; what was there before is still there.
     """
+    team = team or Team()
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in _FILES}
     plain = {}
     for name, branch in tree.items():
         file = name if name in _FILES else "state"
         plain[name] = _without_tensors(branch, name, tensors[file])
-    _clear_damaged(folder)
-    with write_folder(folder) as target:
+    parts = {name: tensor for file in tensors.values() for name, tensor in file.items() if is_part(tensor)}
+    tensors = {file: {n: t for n, t in whole.items() if n not in parts} for file, whole in tensors.items()}
+
+    def fill(target: Path) -> None:
         try:
             for name in _FILES:
                 save_file(tensors[name], target / f"{name}.safetensors")
@@ -76,20 +91,41 @@ def write(folder: Path, tree: Tree) -> None:
             raise OSError(None, str(error)) from error
         (target / "state.json").write_text(json.dumps(plain), encoding="utf-8")
 
+    def write_whole() -> None:
+        _clear_damaged(folder)
+        with write_folder(folder) as target:
+            fill(target)
 
-def read(folder: Path) -> Tree:
-    """Read a checkpoint.
+    if parts:
+        team.by_first(lambda: _clear_damaged(folder))
+        write_parts(folder, parts, fill, team)
+    else:
+        team.by_first(write_whole)
+
+
+def read(folder: Path, model: nn.Module | None = None, team: Team | None = None) -> Tree:
+    """Read a checkpoint, on however many processes it was written.
+
+    Args:
+        folder: Where it lies.
+        model: The one that it is for: what belongs to a parameter of which this process holds a part is read in part.
+        team: The processes that shall hold it together; all of them must call this.
 
     Raises:
         UserError: It is damaged.
     """
-    problems = verify(folder)
+    team = team or Team()
+    problems = team.by_first(lambda: verify(folder))
     if problems:
         raise UserError("; ".join(problems), where=str(folder), mend="Resume from an earlier checkpoint.")
+    cut = {name: tensor for name, tensor in model_state(model).items() if is_part(tensor)} if model else {}
     try:
         tensors: dict[str, Tensor] = {}
-        for name in _FILES:
-            tensors |= load_file(folder / f"{name}.safetensors")
+        if cut or (folder / PARTS).exists():
+            tensors = read_parts(folder, cut, team)
+        else:
+            for name in _FILES:
+                tensors |= load_file(folder / f"{name}.safetensors")
         tree: Tree = _with_tensors(json.loads((folder / "state.json").read_text(encoding="utf-8")), tensors)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UserError(
@@ -118,7 +154,7 @@ def clear_unfinished(folder: Path) -> None:
 
 def _clear_damaged(folder: Path) -> None:
     """Make room where a damaged checkpoint lies; without its manifest it would be taken for other things."""
-    ours = {MANIFEST, "state.json", *(f"{name}.safetensors" for name in _FILES)}
+    ours = {MANIFEST, "state.json", PARTS, *(f"{name}.safetensors" for name in _FILES)}
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= ours and verify(folder):
         shutil.rmtree(folder)
 
@@ -131,7 +167,8 @@ def copied(tree: Any, before: Any = None) -> Any:
         before: An earlier copy, whose memory is used again where the shapes agree.
     """
     if isinstance(tree, Tensor):
-        if isinstance(before, Tensor) and before.shape == tree.shape and before.dtype == tree.dtype:
+        alike = isinstance(before, Tensor) and is_part(before) == is_part(tree)
+        if alike and before.shape == tree.shape and before.dtype == tree.dtype:
             return before.copy_(tree.detach())
         return tree.detach().clone()
     if isinstance(tree, Mapping):
@@ -153,7 +190,7 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
 def load_model_state(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into a model of the same shape; `check_shapes` looks beforehand."""
     for name, tensor in model_state(model).items():
-        tensor.copy_(saved[name])  # the detached tensor shares the model's memory
+        tensor.copy_(placed(saved[name], tensor))  # the detached tensor shares the model's memory
 
 
 def check_belongs(tree: Tree, identity: dict[str, Any], model: nn.Module, where: str) -> None:
@@ -192,7 +229,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Tree:
     """An optimizer's state by the names of the parameters, so that it does not depend on their order."""
     numbers = _numbers(optimizer, model)
     whole = optimizer.state_dict()
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in whole["param_groups"]]
+    groups = [
+        {key: value for key, value in group.items() if key not in ("params", "part_of")}
+        for group in _undivided(whole["param_groups"])
+    ]
     return {
         "state": {name: whole["state"][number] for name, number in numbers.items() if number in whole["state"]},
         "groups": groups,
@@ -207,14 +247,23 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sav
     """
     numbers = _numbers(optimizer, model)
     own = optimizer.state_dict()["param_groups"]
-    if len(own) != len(saved["groups"]) or not saved["state"].keys() <= numbers.keys():
+    if len(_undivided(own)) != len(saved["groups"]) or not saved["state"].keys() <= numbers.keys():
         raise UserError(
             "the checkpoint was made with another optimizer: its groups or parameters are not those of this one",
             mend="Resume with the optimizer of that run.",
         )
-    groups = [{**then, "params": now["params"]} for then, now in zip(saved["groups"], own, strict=True)]
+    groups = []
+    for number, now in enumerate(own):  # what is parted here may have been whole there, and the other way round
+        place = now.get("part_of", number)
+        groups.append({**saved["groups"][place], **{key: now[key] for key in ("params", "part_of") if key in now}})
     state = {numbers[name]: copied(moments) for name, moments in saved["state"].items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _undivided(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An optimizer's groups, of those that `parallel.split_groups` has parted the first piece only."""
+    seen: set[int] = set()
+    return [g for n, g in enumerate(groups) if (p := g.get("part_of", n)) not in seen and not seen.add(p)]  # type: ignore[func-returns-value]
 
 
 def _numbers(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, int]:
@@ -226,6 +275,9 @@ def _numbers(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, in
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """The value with a reference for each tensor, which goes into `tensors` under its path."""
+    if isinstance(value, Tensor) and is_part(value):
+        tensors[path] = value.detach()
+        return {_REFERENCE: path}
     if isinstance(value, Tensor):
         whole = value.detach().cpu().contiguous()
         part = whole.untyped_storage().nbytes() != whole.nbytes  # a file must not hold two views of one memory

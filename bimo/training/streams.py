@@ -14,6 +14,7 @@ import numpy as np
 
 from bimo.core.batch import Batch
 from bimo.core.errors import UserError
+from bimo.training.team import Team
 
 
 @runtime_checkable
@@ -81,11 +82,23 @@ def stream_batches(batches: Sequence[Batch]) -> BatchStream:
 
 
 def fingerprint(batch: Batch) -> str:
-    """A short hash of what a batch reads, says and weighs: the same batch has the same, on every device."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in (batch.ids, batch.targets, batch.weights):
-        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-    return digest.hexdigest()
+    """A short hash of what a batch reads, says and weighs: the same rows have the same, on every device."""
+    return f"{_hash_of_rows(batch):032x}"
+
+
+def shared_fingerprint(batch: Batch, team: Team) -> str:
+    """That of the whole batch, of which this process has some rows; however many processes share it out."""
+    own = _hash_of_rows(batch) if batch.weight_sum() else 0
+    rows = team.gathered([float(own >> shift & 0xFFFFFFFF) for shift in (0, 32, 64, 96)])[:: team.tensor]
+    total = sum(int(word) << shift for row in rows for word, shift in zip(row, (0, 32, 64, 96), strict=True))
+    return f"{total % 2**128:032x}"
+
+
+def _hash_of_rows(batch: Batch) -> int:
+    """The sum of the hashes of the rows that count, so that parts of a batch add up to it."""
+    tensors = [np.ascontiguousarray(t.cpu().numpy()) for t in (batch.ids, batch.targets, batch.weights)]
+    rows = (hashlib.blake2b(b"".join(t[n].tobytes() for t in tensors), digest_size=16) for n in range(batch.n_rows))
+    return sum(int.from_bytes(row.digest(), "big") for row in rows) % 2**128
 
 
 def check_identity(state: dict[str, Any], mine: dict[str, Any]) -> None:

@@ -16,31 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bimo.core import machine
 from bimo.core.batch import Batch
 from bimo.core.config import TrainingSettings
 from bimo.model.packed import unpack
-from bimo.model.recompute import recompute
+from bimo.training import launch, parallel
 from bimo.training import state as checkpoint
-from bimo.training.callbacks import Callback, Event, Gradient, StepResult, checked, make_callbacks
-from bimo.training.faults import Fault, check_batch, check_finite, is_out_of_memory
+from bimo.training.backward import Passes, Totals
+from bimo.training.callbacks import Callback, Event, StepResult, checked, make_callbacks
+from bimo.training.execution import Execution
+from bimo.training.faults import Fault, check_batch, is_out_of_memory
 from bimo.training.inputs import TextModel, check_given, check_given_batch, length, open_data, steps_of
-from bimo.training.losses import ChunkedLoss, Loss, chosen_loss, mean_of
+from bimo.training.losses import Loss, chosen_loss
 from bimo.training.optimizers import OptimizerFactory, make_optimizer, set_rates
 from bimo.training.randomness import random_state, seed_everything, set_random_state, undisturbed
-from bimo.training.resuming import identity, position, restore, state_of
+from bimo.training.resuming import identity, own_chance, position, restore, state_of
 from bimo.training.schedules import learning_rate
 from bimo.training.signals import Abandoned, StopSignals
-from bimo.training.streams import Resumable, repeated
+from bimo.training.streams import Resumable, fingerprint, repeated, shared_fingerprint
 from bimo.training.watchdog import Watchdog
 
-_CPU_MICRO_TOKENS = 2048  # measured: half the memory of 4096 at the same speed; 1024 costs 4 %, 512 costs 9 %
 _log = logging.getLogger("bimo.training")
 
 
-class Trainer:
+class Trainer(Passes):
     """Trains a GPT.
 
     Args:
@@ -80,11 +81,15 @@ class Trainer:
         self.precision = machine.choose_precision(self.device, self.settings.precision).value
         plain: Any = model.model if isinstance(model, TextModel) else model
         self.model: Any = unpack(plain).to(self.device)
+        self.team = launch.current()
+        parallel.parallelize(self.model, self.team)
         self.loss: Loss = chosen_loss(loss or self.settings.loss)
         self.optimizer, self.own_rates = make_optimizer(optimizer, self.model, self.settings)
+        parallel.split_groups(self.optimizer)
         self.folder = folder
         given = self._given()
-        self.callbacks = [*checked(callbacks, given), *make_callbacks(self.settings, given)]
+        made = [*checked(callbacks, given), *make_callbacks(self.settings, given)]
+        self.callbacks = [callback for callback in made if callback.everywhere or self.team.first]
         if self.settings.watchdog and not any(isinstance(callback, Watchdog) for callback in self.callbacks):
             self.callbacks.insert(0, Watchdog())
         self.evaluate_fn, self.generate_fn = evaluate_fn, generate_fn
@@ -92,8 +97,10 @@ class Trainer:
         self.data: Any = None
         self.batch: Batch | None = None
         self.before: checkpoint.Tree = {}
+        self._batch_name = ""
         self.stop_requested = ""
-        self._signals = StopSignals()
+        self.execution = Execution(self.settings, self.device, self.precision, self.event)
+        self._signals = StopSignals(patient=not self.team.alone)
         self._resumed: checkpoint.Tree = {}
 
     def fit(self, data: Any, targets: Any = None, *, epochs: int | None = None, validation: Any = None) -> Trainer:
@@ -150,7 +157,7 @@ class Trainer:
         if self._resumed:
             set_random_state(self._resumed["random"])
         else:
-            seed_everything(self.settings.seed)
+            seed_everything(self.settings.seed, self.team.data_rank)
         self._resumed = {}
 
     @property
@@ -169,8 +176,8 @@ class Trainer:
                 raise
         except Abandoned:
             self._put_back()
-        if self._signals.received:
-            self.stop_requested = self._signals.received
+        self.stop_requested = self.team.agreed_word(self._signals.received or self.stop_requested)
+        self._signals.hear(self.stop_requested)
 
     @property
     def interrupted(self) -> str:
@@ -179,7 +186,7 @@ class Trainer:
 
     def prepare_machine(self) -> None:
         """Settle threads and memory for the steps to come, and put the model into training mode."""
-        machine.set_threads(self.settings.threads)
+        machine.set_threads(self.settings.threads or max(1, machine.usable_cores() // self.team.local_size))
         if self.device == "cpu":
             machine.keep_memory_on_heap()
         self.model.train()
@@ -192,102 +199,45 @@ class Trainer:
         """
         start = time.perf_counter()
         share = learning_rate(self.state.step, self.settings) / self.settings.learning_rate * self.state.rate_scale
+        share = self.team.gathered([share])[0][0]  # clocks may settle it, and they differ
         rate = self.settings.learning_rate * share
         set_rates(self.optimizer, rate, share, self.own_rates)
-        batch = self._read(batches)
-        loss = self._backward(batch)
-        gradient = self._measure(batch, loss)
+        batch, totals = self._read(batches)
+        loss = self.backward(batch, totals)
+        gradient = self.measure(batch, loss)
         for callback in self.callbacks:
             if callback.on_gradient(self, gradient):
-                gradient = self._measure(batch, loss)
-        self._clip(gradient.norm)
+                gradient = self.measure(batch, loss)
+        self.clip(gradient.norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.batch = None
         seconds = time.perf_counter() - start
         self.state.step += 1
-        self.state.tokens += batch.n_tokens
+        self.state.tokens += totals.tokens
         self.state.seconds += seconds
-        return StepResult(self.state.step, gradient.loss, gradient.norm, rate, batch.n_tokens, seconds)
+        return StepResult(self.state.step, gradient.loss, gradient.norm, rate, totals.tokens, seconds)
 
-    def _read(self, batches: Iterator[Batch]) -> Batch:
+    def _read(self, batches: Iterator[Batch]) -> tuple[Batch, Totals]:
         """The next batch, or the one that a mended step is tried with again; it can be trained on."""
         if self.batch is None:
             self.before = {"data": position(self.data), "random": random_state()}
-            self.batch = next(batches)
-        batch = self.batch
-        for callback in self.callbacks:
-            given = callback.on_batch(self, batch)
-            batch = batch if given is None else check_given_batch(given, callback)
-        check_batch(batch, self.model.embed_tokens.num_embeddings, self.state.step + 1)
-        return batch
-
-    def _backward(self, batch: Batch) -> Tensor:
-        """Add up the gradient over micro-batches; the mean loss over the batch's trained tokens."""
-        trained_tokens = batch.weight_sum()
-        loss = torch.zeros((), device=self.device)
-        rows = self.micro_rows(batch)
-        out_of_memory = ""
+            read, shared_out = next(batches), getattr(self.data, "world_size", 1) > 1
+            self.batch = read if shared_out else self.team.share(read)
+            self._batch_name = "" if self.team.alone else shared_fingerprint(self.batch, self.team)
+        batch, fault = self.batch, None
         try:
-            with self._signals.abandoning():
-                for part in batch.split(rows):
-                    if part.weight_sum() == 0:  # a mean over no tokens is 0 / 0
-                        continue
-                    with recompute():
-                        part_loss = self.loss_sum(part.to(self.device)) / trained_tokens
-                    part_loss.backward()
-                    loss += part_loss.detach()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            out_of_memory = str(error).partition("\n")[0]
-        if out_of_memory:  # raised here, because the error above holds on to all activations
-            raise Fault(
-                "out of memory",
-                f"memory is used up at step {self.state.step + 1} with {rows} row(s) at once ({out_of_memory})",
-                mend="Lower training.micro_batch_size or model.context_length.",
-                rows=rows,
-            )
-        return loss
+            for callback in self.callbacks:
+                given = callback.on_batch(self, batch)
+                batch = batch if given is None else check_given_batch(given, callback)
+            check_batch(batch, self.model.embed_tokens.num_embeddings, self.state.step + 1, shared=not self.team.alone)
+        except Fault as error:
+            fault = error
+        return batch, self.totals(batch, fault)
 
-    def _measure(self, batch: Batch, loss: Tensor) -> Gradient:
-        """Loss and norms, in one transfer from the device; a NaN or an infinity ends the step here."""
-        named = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
-        norms = torch._foreach_norm([gradient for _, gradient in named])
-        total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(loss)
-        first, second, *rest = torch.stack([loss, total, *norms]).tolist()
-        gradient = Gradient(batch, first, second, rest, [name for name, _ in named])
-        check_finite(gradient.loss, gradient.norm, self.state.step + 1)
-        return gradient
-
-    def _clip(self, norm: float) -> None:
-        limit = self.settings.grad_clip
-        if limit and norm + 1e-6 > limit:  # as torch.nn.utils.clip_grad_norm_, without a pass that multiplies by one
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, torch.tensor(norm))
-
-    def micro_rows(self, batch: Batch) -> int:
-        """Rows of a forward pass: the setting, or what keeps the activations small without slowing the products."""
-        rows = self.settings.micro_batch_size or batch.n_rows
-        if not self.settings.micro_batch_size and self.device == "cpu":
-            rows = max(1, _CPU_MICRO_TOKENS // batch.ids.shape[1])
-        return min(rows, self.state.most_rows or rows, max(1, batch.n_rows))
-
-    def loss_sum(self, batch: Batch) -> Tensor:
-        """Loss of a (micro-)batch, summed over its trained tokens."""
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
-            hidden = self.model.hidden(batch.ids, positions=batch.positions, documents=batch.documents)  # (B, T, C)
-            if isinstance(self.loss, ChunkedLoss):
-                return self.loss.sum(hidden, self.model.lm_head.weight, batch, self.model.spec.logit_softcap)
-            mean = mean_of(self.loss, self.model.logits(hidden), batch.targets, batch.weights)
-            return mean * batch.weights.sum()
-
-    def loss_of(self, batch: Batch) -> float:
-        """Mean loss of a batch, without training on it."""
-        self.model.eval()
-        with torch.no_grad():
-            parts = [self.loss_sum(p.to(self.device)) for p in batch.split(self.micro_rows(batch)) if p.weight_sum()]
-        self.model.train()
-        return sum(part.item() for part in parts) / batch.weight_sum()
+    def name_of(self, batch: Batch) -> str:
+        """Its fingerprint; of a batch that several processes share out, that of the whole."""
+        return self._batch_name or fingerprint(batch)
 
     def drop_batch(self) -> None:
         """Read another batch in place of the one whose step has failed."""
@@ -303,13 +253,14 @@ class Trainer:
                 self._tell("on_look")
                 yield
             finally:
+                parallel.reshard(self.model)
                 self._tell("on_looked")
                 self.model.train(was_training)
 
     def event(self, kind: str, /, **facts: Any) -> None:
         """Tell the callbacks of something that a person should know; without one that listens, log it."""
         event = Event(kind, self.state.step, facts)
-        if all(type(callback).on_event is Callback.on_event for callback in self.callbacks):
+        if self.team.first and all(type(callback).on_event is Callback.on_event for callback in self.callbacks):
             _log.warning("%s", event)
         self._tell("on_event", event)
 
@@ -317,9 +268,12 @@ class Trainer:
         """Write `checkpoints/step-N` and drop the oldest beyond `keep_checkpoints`."""
         if self.folder is None:
             return None
-        target = self.folder / f"step-{self.state.step:08d}"
-        checkpoint.write(target, state_of(self))
-        checkpoint.keep_newest(self.folder, self.settings.keep_checkpoints, target)
+        folder, target = self.folder, self.folder / f"step-{self.state.step:08d}"
+        tree = state_of(self)
+        if not self.team.alone:
+            tree["ranks"] = self.team.collected(tree["random"])
+        checkpoint.write(target, tree, self.team)
+        self.team.by_first(lambda: checkpoint.keep_newest(folder, self.settings.keep_checkpoints, target))
         return target
 
     def resume(self, folder: Path) -> None:
@@ -329,7 +283,8 @@ class Trainer:
             UserError: It is damaged, or belongs to another model, tokenizer, optimizer or data. Nothing has changed
                 then.
         """
-        tree = checkpoint.read(folder)
+        tree = checkpoint.read(folder, self.model, self.team)
+        tree["random"] = own_chance(tree, self.team, self.settings.seed)
         checkpoint.check_belongs(tree, identity(self), self.model, str(folder))
         restore(self, tree)
         self._resumed = tree
@@ -372,7 +327,14 @@ class Trainer:
         """What callbacks that are named in the settings may need of the run."""
         given: dict[str, Any] = {} if self.folder is None else {"folder": self.folder.parent}
         model: Any = self.text_model
-        return given if model is None else given | {"generate": lambda _, prompt: model.generate(prompt, seed=1)}
+        if model is None:
+            return given
+        return given | {"generate": lambda _, prompt: self._written(model, prompt)}
+
+    def _written(self, lm: Any, prompt: str) -> str:
+        """How the model goes on: computed by the first process, with the model in one piece."""
+        with parallel.in_one_piece(lm, self.team):
+            return self.team.by_first(lambda: lm.generate(prompt, seed=1))
 
     def _put_back(self) -> None:
         """After a step that came to nothing: no gradient, and chance as it was, so that a second try is the same."""

@@ -9,6 +9,7 @@ from bimo.training.callbacks.protocol import Callback, Event, Gradient, StepResu
 from bimo.training.callbacks.rates import RateFinder, RateReport, find_rate
 from bimo.training.callbacks.records import Checkpoints, EventsFile, MetricsFile
 from bimo.training.callbacks.sampling import Sample, Sampling
+from bimo.training.callbacks.short_rows import ShortRows
 from bimo.training.callbacks.stopping import EarlyStopping, TimeBudget
 from bimo.training.callbacks.tensorboard import TensorBoard
 
@@ -29,6 +30,7 @@ __all__ = [
     "RateReport",
     "Sample",
     "Sampling",
+    "ShortRows",
     "StepResult",
     "TensorBoard",
     "TimeBudget",

@@ -10,6 +10,7 @@ from torch import Tensor
 from bimo.core.errors import UserError
 from bimo.training.callbacks.protocol import Callback, StepResult
 from bimo.training.callbacks.stopping import OVERFITTING
+from bimo.training.parts import local
 from bimo.training.state import copied
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class WeightAverage(Callback):
             self.average = {name: weight.clone() for name, weight in zip(_weights(trainer), weights, strict=True)}
         else:
             stays = self.count / (self.count + 1) if self.last else self._decay_now()
-            torch._foreach_lerp_(list(self.average.values()), weights, 1 - stays)
+            torch._foreach_lerp_([local(one) for one in self.average.values()], [local(w) for w in weights], 1 - stays)
         self.count += 1
 
     def on_look(self, trainer: Trainer) -> None:
@@ -85,4 +86,4 @@ def _weights(trainer: Trainer) -> dict[str, Tensor]:
 
 def _put(weights: dict[str, Tensor], trainer: Trainer) -> None:
     """Copy weights into the model."""
-    torch._foreach_copy_(list(_weights(trainer).values()), list(weights.values()))
+    torch._foreach_copy_([local(own) for own in _weights(trainer).values()], [local(w) for w in weights.values()])

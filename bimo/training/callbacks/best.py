@@ -68,7 +68,7 @@ class BestCheckpoint(Callback):
         if self.folder is not None and self.weights and self._written != self.step:
             figure = {"step": self.step, "metric": self.metric, "value": self.best}
             tree = {"model": self.weights, "identity": identity(trainer), "best": figure}
-            checkpoint.write(self.folder / "best", tree)
+            checkpoint.write(self.folder / "best", tree, trainer.team)
             self._written = self.step
 
     def state_dict(self) -> dict[str, Any]:

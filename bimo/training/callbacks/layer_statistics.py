@@ -53,6 +53,8 @@ class _Statistics(Callback):
 
     kind = ""
 
+    everywhere = False
+
     def __init__(self, every: int = 100, folder: str | Path = "") -> None:
         if every < 1:
             raise UserError(f"every must be at least 1, is {every}", where=type(self).__name__)

@@ -6,13 +6,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
-
 from bimo.training.callbacks.protocol import Callback, StepResult
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bimo.training.trainer import Trainer
 
 _REFRESH_S = 0.2
@@ -47,9 +45,15 @@ class Progress(Callback):
         clock: Gives the time in seconds.
     """
 
+    everywhere = False
+
     def __init__(
         self, console: Console | None = None, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        from rich.console import Console  # here, because a training loop without a terminal needs none of it
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
         self.console, self.every_s, self.clock = console or Console(), every_s, clock
         self.pace = Pace()
         self.shown = -float("inf")

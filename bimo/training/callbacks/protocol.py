@@ -95,7 +95,14 @@ class Event:
 
 
 class Callback:
-    """The protocol, with a body that does nothing."""
+    """The protocol, with a body that does nothing.
+
+    Attributes:
+        everywhere: Whether each process of a run has it; False: the first one alone, because it looks and writes, and
+            changes nothing. What one that is everywhere decides, it must decide on figures that all processes have.
+    """
+
+    everywhere = True
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step, after a resume has been read."""

@@ -12,6 +12,7 @@ from bimo.core.artifacts import append_jsonl, read_jsonl, write_text
 from bimo.core.errors import UserError
 from bimo.training.callbacks.protocol import Callback, Event, StepResult
 from bimo.training.state import clear_unfinished, model_state
+from bimo.training.utilisation import utilisation
 
 if TYPE_CHECKING:
     from bimo.training.trainer import Trainer
@@ -23,6 +24,8 @@ class MetricsFile(Callback):
     When a run is resumed, or went back, lines of steps that are made again are dropped first: the file reads like an
     unbroken run's.
     """
+
+    everywhere = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,6 +43,9 @@ class MetricsFile(Callback):
         record = {"step": result.step, "tokens": trainer.state.tokens, "loss": round(result.loss, 6)}
         record |= {"gradient_norm": round(result.gradient_norm, 6), "learning_rate": result.learning_rate}
         record |= {"tokens_per_second": round(result.tokens_per_second, 1), "seconds": round(trainer.state.seconds, 3)}
+        share = utilisation(trainer, result)
+        if share:
+            record["mfu"] = round(share, 4)
         append_jsonl(self.path, record)
 
     def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -48,6 +54,8 @@ class MetricsFile(Callback):
 
 class EventsFile(Callback):
     """Writes `events.jsonl`: what happened, and when."""
+
+    everywhere = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,7 +71,7 @@ class Checkpoints(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """A disk that is too small is found now, not after hours."""
-        if trainer.folder is None:
+        if trainer.folder is None or not trainer.team.first:
             return
         clear_unfinished(trainer.folder)
         size = 3 * sum(tensor.nbytes for tensor in model_state(trainer.model).values())  # Adam has two moments

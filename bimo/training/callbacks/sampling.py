@@ -66,7 +66,7 @@ class Sampling(Callback):
         self.samples: list[Sample] = []
 
     def on_start(self, trainer: Trainer) -> None:
-        if self.path is not None:
+        if self.path is not None and trainer.team.first:
             continue_log(self.path, trainer)
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
@@ -79,11 +79,12 @@ class Sampling(Callback):
 
     def _show(self, trainer: Trainer, sample: Sample) -> None:
         self.samples = [*self.samples, sample][-_KEPT:]
-        if self.path is not None:
+        if self.path is not None and trainer.team.first:
             append_jsonl(self.path, asdict(sample))
         for callback in trainer.callbacks:
             callback.on_sample(trainer, sample.prompt + sample.text)
-        if all(type(callback).on_sample is Callback.on_sample for callback in trainer.callbacks):
+        heard = any(type(callback).on_sample is not Callback.on_sample for callback in trainer.callbacks)
+        if trainer.team.first and not heard:
             print(f"step {sample.step} writes: {sample.prompt}{sample.text}", flush=True)
 
     def state_dict(self) -> dict[str, Any]:

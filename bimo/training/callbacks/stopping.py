@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,35 +18,46 @@ OVERFITTING = "overfitting"
 if TYPE_CHECKING:
     from bimo.training.trainer import Trainer
 
+_LOOK = 0.05  # of the time that is left lies between two looks
+_MARKS = 5  # looks that the pace is taken over
+
 
 class TimeBudget(Callback):
-    """Fits the number of steps to a time: every so often `settings.steps` becomes what the pace so far allows.
+    """Fits the number of steps to a time: every so often `settings.steps` becomes what the pace of late allows.
 
     The schedule follows, because it is a function of the share of the steps that is done; a machine that slows down
-    ends with fewer steps at the right time and still with its rate decayed.
+    ends with fewer steps at the right time and still with its rate decayed. The nearer the end, the oftener it looks.
 
     Args:
         seconds: Time for training, evaluations and samples included.
         clock: Gives the time in seconds.
+        until: The end, by the clock, in place of a number of seconds.
     """
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.seconds, self.clock = seconds, clock
-        self.start = self.looked = 0.0
-        self.first_step = 0
+    def __init__(
+        self, seconds: float = 0.0, clock: Callable[[], float] = time.monotonic, until: float | None = None
+    ) -> None:
+        self.seconds, self.clock, self.until = seconds, clock, until
+        self.end = self.looked = 0.0
+        self.marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)  # time and step of the last looks
 
     def on_start(self, trainer: Trainer) -> None:
-        self.start = self.looked = self.clock()
-        self.first_step = trainer.state.step
+        self.looked = self.clock()
+        self.end = self.looked + self.seconds if self.until is None else self.until
+        self.marks.clear()
+        self.marks.append((self.looked, trainer.state.step))
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         now = self.clock()
-        if now - self.looked < 0.05 * self.seconds and now - self.start < self.seconds:
+        left = max(0.0, self.end - now)
+        if now - self.looked < _LOOK * left:
             return
         self.looked = now
-        pace = (result.step - self.first_step) / (now - self.start)  # steps per second
-        left = max(0.0, self.start + self.seconds - now)
-        trainer.settings = replace(trainer.settings, steps=max(result.step, round(result.step + pace * left)))
+        then, step = self.marks[0]
+        pace = (result.step - step) / max(now - then, 1e-9)  # steps per second
+        if now - self.marks[-1][0] >= _LOOK * (self.end - then):
+            self.marks.append((now, result.step))
+        trainer.settings = replace(trainer.settings, steps=max(result.step, result.step + int(pace * left)))
 
 
 class EarlyStopping(Callback):

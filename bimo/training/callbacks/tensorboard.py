@@ -26,6 +26,8 @@ class TensorBoard(Callback):
         UserError: The package is missing.
     """
 
+    everywhere = False
+
     def __init__(self, folder: str | Path, every: int = 0) -> None:
         require("tensorboard", "tensorboard")
         self.folder, self.every = Path(folder), every

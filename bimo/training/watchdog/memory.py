@@ -11,6 +11,7 @@ import torch
 
 from bimo.core import machine
 from bimo.training.callbacks import Callback
+from bimo.training.parts import local
 from bimo.training.resuming import state_of
 from bimo.training.state import Tree, copied, model_state
 
@@ -29,10 +30,11 @@ class GoodStates:
 
     def fit_into_memory(self, trainer: Trainer) -> None:
         """Begin a run: nothing is kept yet, and as many states will be as the free memory allows."""
-        size = 3 * sum(tensor.nbytes for tensor in model_state(trainer.model).values())  # Adam has two moments
+        size = 3 * sum(local(tensor).nbytes for tensor in model_state(trainer.model).values())  # Adam has two moments
         free = torch.cuda.mem_get_info()[0] if trainer.device.startswith("cuda") else machine.available_memory()
         if free:  # 0: unknown
             self.most = min(self.most, int(_SHARE * free // max(size, 1)))
+        self.most = int(min(row[0] for row in trainer.team.gathered([self.most])))  # all go back to the same state
         self.states = []
 
     def take(self, trainer: Trainer, without: Callback) -> None:

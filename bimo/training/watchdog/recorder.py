@@ -14,7 +14,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bimo.training.callbacks import Callback, Event, Gradient, StepResult
 from bimo.training.faults import Fault
-from bimo.training.streams import fingerprint
 from bimo.training.watchdog.normal import by_layer
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ class FlightRecorder(Callback):
     Attributes:
         steps: One dictionary per step, oldest first.
     """
+
+    everywhere = False
 
     def __init__(self, path: Path | None = None, kept: int = 200) -> None:
         self.path, self.kept = path, kept
@@ -67,7 +68,7 @@ class FlightRecorder(Callback):
     def _add(self, trainer: Trainer, record: dict[str, Any]) -> None:
         gradient, self._gradient = self._gradient, None
         if gradient is not None:
-            record |= {"loss": gradient.loss, "gradient_norm": gradient.norm, "batch": fingerprint(gradient.batch)}
+            record |= {"loss": gradient.loss, "gradient_norm": gradient.norm, "batch": trainer.name_of(gradient.batch)}
             record["layers"] = {n: float(f"{v:.4g}") for n, v in by_layer(gradient.names, gradient.norms).items()}
         self.steps.append(record)
         if self._file is None:

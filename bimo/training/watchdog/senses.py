@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bimo.training import parallel
 from bimo.training.callbacks import Gradient
 from bimo.training.faults import Fault
 from bimo.training.watchdog.normal import Normal, by_layer
@@ -197,6 +198,8 @@ def _norms(trainer: Trainer) -> tuple[list[str], list[float]]:
                 tensors.append(value)
     if not tensors:
         return [], []
+    if not trainer.team.alone:
+        return names, parallel.norms(tensors, trainer.team).tolist()
     return names, torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).tolist()
 
 

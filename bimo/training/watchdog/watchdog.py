@@ -35,7 +35,7 @@ from bimo.training.callbacks import Callback, Gradient, StepResult
 from bimo.training.callbacks.stopping import OVERFITTING
 from bimo.training.faults import Fault
 from bimo.training.resuming import restore
-from bimo.training.streams import Resumable, fingerprint
+from bimo.training.streams import Resumable
 from bimo.training.watchdog.memory import GoodStates
 from bimo.training.watchdog.overfitting import Overfitting
 from bimo.training.watchdog.senses import STILL, Senses
@@ -127,7 +127,7 @@ class Watchdog(Callback):
     def on_batch(self, trainer: Trainer, batch: Batch) -> None:
         if not self.good.states:  # not at the start: other callbacks may have changed something there
             self.good.take(trainer, self)
-        name = fingerprint(batch)
+        name = trainer.name_of(batch)
         if name in self.skipped:
             raise Fault(SKIPPED, "this batch was set aside before")
         again, self.again = self.again, False
@@ -262,11 +262,12 @@ class Watchdog(Callback):
         tries.asides = [at for at in tries.asides if at > step - 200] + [step]
         if len(tries.asides) > _MOST_ASIDE:
             self._give_up(trainer, fault, f"{len(tries.asides)} batches within 200 steps could not be trained on")
-        self.skipped.append(fingerprint(batch))
+        self.skipped.append(trainer.name_of(batch))
         texts = self._texts(trainer, batch)
         facts: dict[str, Any] = {"texts": [text[:_SHOWN] for text in texts[:4]]}
         if self.folder is not None:
-            path = self.folder / f"step-{step:08d}-{len(self.skipped)}.json"
+            part = f"-part{trainer.team.rank}" if trainer.team.rank else ""  # each process has rows of its own
+            path = self.folder / f"step-{step:08d}-{len(self.skipped)}{part}.json"
             rows = [batch.ids.tolist(), batch.targets.tolist(), batch.weights.tolist()]
             names = ("ids", "targets", "weights")
             record = {"step": step, "kind": fault.kind, "what": fault.what, "texts": texts}
@@ -325,7 +326,7 @@ class Watchdog(Callback):
         """The newest checkpoint that is whole."""
         for folder in sorted(trainer.folder.glob("step-*"), reverse=True) if trainer.folder else ():
             try:
-                return checkpoint.read(folder)
+                return checkpoint.read(folder, trainer.model, trainer.team)
             except UserError as error:
                 trainer.event("damaged checkpoint", what=str(error))
         return None
