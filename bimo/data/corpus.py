@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from bimo.core.config import DataSettings
+from bimo.data.addresses import facts_of, is_address
 from bimo.data.documents import Document, ProblemHandler
 from bimo.data.files import STANDARD_INPUT, ReadProgress, find_files, size_of
 from bimo.data.readers import document_rule, read_documents
@@ -41,6 +43,12 @@ class Corpus:
         """Changes when a file, or a setting that shapes its documents, does."""
         facts = [self.rule, self.settings.text_field]
         for file in self.files:
-            changed = 0 if file == STANDARD_INPUT else file.stat().st_mtime_ns
-            facts.append(f"{file} {size_of(file)} {changed}")
+            facts.append(f"{file} {size_of(file)} {_changed(file)}")
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _changed(file: Path) -> int | str:
+    """What is another when a file was written again."""
+    if is_address(file):
+        return facts_of(file)[1]
+    return 0 if file == STANDARD_INPUT else file.stat().st_mtime_ns

@@ -1,7 +1,8 @@
 """Which files a path means, what kind each of them is, and their bytes.
 
-A path is a file, a folder, a glob or '-'. In folders and globs only files with a known suffix count, hidden and empty
-ones are passed over, and links that lead back to an enclosing folder are reported instead of followed for ever.
+A path is a file, a folder, a glob, an address (`s3://…`) or '-'. In folders and globs only files with a known suffix
+count, hidden and empty ones are passed over, and links that lead back to an enclosing folder are reported instead of
+followed for ever.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bimo.core.errors import UserError
+from bimo.data.addresses import facts_of, files_at, is_address, local_path, open_binary
 from bimo.data.documents import Problem, ProblemHandler, UnreadableError
 
 Kind = Literal["text", "jsonl", "csv", "parquet"]
 
 KINDS: dict[str, Kind] = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-ACCEPTED = ".txt, .md, .jsonl, .csv and .parquet files (each also .gz), folders and globs of them, and '-'"
+ACCEPTED = ".txt, .md, .jsonl, .csv and .parquet files (each also .gz), folders and globs of them, s3://… and '-'"
 STANDARD_INPUT = Path("-")
 CHUNK_BYTES = 1 << 20
 
@@ -88,6 +90,8 @@ def is_compressed(file: Path) -> bool:
 
 def size_of(file: Path) -> int:
     """Bytes on disk; 0 for standard input, pipes, and what cannot be asked."""
+    if is_address(file):
+        return facts_of(file)[0]
     try:
         return file.stat().st_size if file != STANDARD_INPUT and file.is_file() else 0
     except OSError:
@@ -98,8 +102,10 @@ def byte_chunks(file: Path, progress: ReadProgress) -> Iterator[bytes]:
     """The decompressed bytes in chunks of 1 MiB. Raises `UnreadableError` where reading fails, after all before."""
     with ExitStack() as stack:
         try:
-            where = sys.stdin.fileno() if file == STANDARD_INPUT else file
-            raw = stack.enter_context(open(where, "rb", closefd=file != STANDARD_INPUT))
+            if file == STANDARD_INPUT:
+                raw: Any = stack.enter_context(open(sys.stdin.fileno(), "rb", closefd=False))
+            else:
+                raw = stack.enter_context(open_binary(file))
             stream = gzip.GzipFile(fileobj=raw) if is_compressed(file) else raw
         except OSError as error:
             raise UnreadableError(_reason(error)) from error
@@ -140,7 +146,10 @@ def _reason(error: Exception) -> str:
 def _files_of(path: str, report: ProblemHandler) -> list[Path]:
     if path == str(STANDARD_INPUT):
         return [STANDARD_INPUT]
-    place = os.path.expanduser(path)  # os.path: Path.is_dir raises where an enclosing folder may not be entered
+    if is_address(path) and local_path(path) == path:
+        return files_at(path, lambda file: _suffix(file) in KINDS and size_of(file) > 0)
+    # os.path: Path.is_dir raises where an enclosing folder may not be entered
+    place = os.path.expanduser(local_path(path))
     if os.path.isdir(place):
         return sorted(_files_in(Path(place), report))
     if os.path.exists(place):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bimo.core.config import DataSettings
 from bimo.core.errors import UserError
+from bimo.data.addresses import name_of
 from bimo.data.cutting import Rule, cut
 from bimo.data.decoding import BAD, TextStream
 from bimo.data.documents import Document, Problem, ProblemHandler, UnreadableError
@@ -91,7 +92,7 @@ def _documents_of(files: Sequence[Path], reading: _Reading, paths: Sequence[str]
 
 def _documents_in(file: Path, reading: _Reading) -> Iterator[Document]:
     """The documents of one file; whatever ends it early is reported."""
-    name = "standard input" if file == STANDARD_INPUT else str(file)
+    name = "standard input" if file == STANDARD_INPUT else name_of(file)
     kind, text_field = kind_of(file), reading.settings.text_field
     stream: TextStream | None = None
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bimo.core.errors import UserError, nearest, require
+from bimo.data.addresses import open_binary
 from bimo.data.cutting import LONGEST_LINE, lines
 from bimo.data.decoding import BAD, TextStream
 from bimo.data.documents import UnreadableError
@@ -187,7 +188,7 @@ def _records(batch: pyarrow.RecordBatch) -> list[Mapping[str, object] | Broken]:
 
 def _seekable(file: Path, progress: ReadProgress) -> BinaryIO:
     if not is_compressed(file):
-        return file.open("rb")
+        return open_binary(file)
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
     for chunk in byte_chunks(file, progress):
         unpacked.write(chunk)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,18 @@ def test_memory_and_disk_are_plausible(tmp_path: Path) -> None:
     assert machine.peak_memory() > 2**20, "bytes, not kilobytes"
     assert machine.free_disk(tmp_path) > 0
     assert machine.usable_cores() >= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="only Linux says how long threads waited")
+def test_time_spent_waiting_for_a_core_is_seen() -> None:
+    program = "import time\nend = time.time() + 0.8\nwhile time.time() < end: pass"
+    everywhere, before = os.sched_getaffinity(0), machine.waited_for_cores()
+    os.sched_setaffinity(0, {min(everywhere)})
+    try:
+        with subprocess.Popen([sys.executable, "-c", program]):  # on the same core
+            end = time.thread_time() + 0.2
+            while time.thread_time() < end:
+                pass
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    assert machine.waited_for_cores() - before > 0.05

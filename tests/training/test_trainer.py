@@ -226,11 +226,11 @@ def test_a_time_budget_ends_in_time_at_any_pace_with_the_rate_decayed(
     budget = TimeBudget(60.0, clock=lambda: now[0])
     Trainer(model(), settings, callbacks=[Clock(), budget]).fit(batches(2))
     assert 55 <= now[0] <= 62, "it ends when the time is over, not when the first guess of steps is"
-    assert rates[-1] < 0.02 * max(rates), "and the schedule has come to its end"
+    assert rates[-1] < 0.05 * max(rates), "and the schedule has come to its end"
 
 
 def test_matrices_decay_and_vectors_do_not(settings: TrainingSettings) -> None:
-    groups = Trainer(model(replace(SPEC, biases="all")), settings).optimizer.param_groups
+    groups = Trainer(model(replace(SPEC, biases="all")), replace(settings, optimizer="adamw")).optimizer.param_groups
     assert {g["weight_decay"] > 0: {p.dim() for p in g["params"]} for g in groups} == {True: {2}, False: {1}}, (
         "by shape"
     )
@@ -238,7 +238,9 @@ def test_matrices_decay_and_vectors_do_not(settings: TrainingSettings) -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 def test_schedules_rise_and_end_where_they_should(schedule: str) -> None:
-    settings = TrainingSettings(steps=100, warmup_steps=10, schedule=schedule, learning_rate=1.0, min_learning_rate=0.1)  # type: ignore[arg-type]
+    settings = TrainingSettings(
+        steps=100, warmup_steps=10, schedule=schedule, learning_rate=1.0, min_learning_rate=0.1, decay_share=0.2
+    )  # type: ignore[arg-type]
     rates = [learning_rate(step, settings) for step in range(101)]
     assert 0 < rates[0] < rates[5] < rates[10] == 1.0, "linear warm-up to the peak"
     assert rates[100] == pytest.approx(1.0 if schedule == "constant" else 0.1), "the end of the schedule"

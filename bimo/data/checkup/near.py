@@ -34,6 +34,10 @@ class Sketches:
         """The next rows, in the order of the ledger."""
         self._parts.append(np.stack([sketch(text) for text in texts]))
 
+    def add_made(self, sketches: np.ndarray) -> None:
+        """The next rows, as `sketch` gave them, (rows, HASHES)."""
+        self._parts.append(sketches)
+
     def all(self) -> np.ndarray:
         """(rows, HASHES) uint32; all zero for rows that are too short."""
         return np.concatenate(self._parts) if self._parts else np.zeros((0, HASHES), np.uint32)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from bimo.data.addresses import name_of
 from bimo.data.checkup.legacy import guess_encoding
 from bimo.data.cutting import Rule, cut
 from bimo.data.decoding import BAD, TextStream
@@ -94,7 +95,7 @@ class FileRows:
 
     @property
     def name(self) -> str:
-        return "standard input" if self.file == STANDARD_INPUT else str(self.file)
+        return "standard input" if self.file == STANDARD_INPUT else name_of(self.file)
 
     def __iter__(self) -> Iterator[tuple[int, Content]]:
         stream: TextStream | None = None
