@@ -23,7 +23,7 @@ from bimo.data.prepare import Prepared, Source
 from bimo.model.gpt import GPT
 from bimo.preparing import Text, open_text, prepare, say
 from bimo.recipes import Outcome, open_run, train
-from bimo.training import Callback, Gradient, TimeBudget, Trainer
+from bimo.training import Callback, Event, Gradient, TimeBudget, Trainer
 from bimo.training import budget as choosing
 from bimo.training.budget import LADDER, Candidate, Pace
 from bimo.training.callbacks.progress import duration
@@ -135,6 +135,7 @@ class _Trial:
 
     def ranked(self, seconds: float, unique: float) -> list[Candidate]:
         """All shapes, the best for so many seconds of updates first."""
+        machine.set_threads(self.settings.training.threads)
         precision = machine.choose_precision(self.device, self.settings.training.precision).value
         flops = machine.measure_speed(self.device, precision, seconds=0.5).flops
         guess = [(1.0, Pace(1 / (0.4 * flops), 1 / (0.4 * flops)))]
@@ -170,6 +171,9 @@ class _Stopwatch(Callback):
 
     def on_gradient(self, trainer: Trainer, gradient: Gradient) -> None:
         self.at = time.perf_counter()
+
+    def on_event(self, trainer: Trainer, event: Event) -> None:
+        """Nothing that happens to a model that is thrown away is worth telling."""
 
 
 def random_batch(spec: ModelSpec, rows: int) -> Batch:

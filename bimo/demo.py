@@ -104,9 +104,7 @@ def _settings(name: str, folder: str, prompt: str) -> RunSettings:
         name=name,
         folder=folder,
         tokenizer=TokenizerSettings(vocab_size=2048),
-        model=ModelSpec(
-            n_layers=4, n_heads=3, d_model=192, context_length=256, tied_embeddings=False, rope_theta=1e3
-        ),
+        model=ModelSpec(n_layers=4, n_heads=3, d_model=192, context_length=256, tied_embeddings=False, rope_theta=1e3),
         training=TrainingSettings(
             batch_size=4,
             callbacks=["short_rows"],

@@ -72,8 +72,8 @@ def train(
     Every process of a run of many calls this with the same settings; the first one prepares, prints and writes.
     """
     with launch.joined(settings.parallel, settings.training.device) as team:
-        again = resume or _restarted(settings)
-        run = open_run(settings, resume=resume)
+        again = team.told(resume or _restarted(settings))
+        run = team.by_first(lambda: open_run(settings, resume=resume))
         if team.first:
             write_text(run.path / _JOB, launch.job())
         else:

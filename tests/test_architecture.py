@@ -49,7 +49,23 @@ MAY_IMPORT = {
     "budgeting": {"core", "data", "model", "training", "preparing", "recipes"},
     "tuning": {"core", "tokenizer", "data", "training", "evaluation", "lm", "preparing", "recipes"},
     "cluster": {"core", "tokenizer", "data", "training", "preparing", "recipes", "tuning", ""},
-    "cli": {"core", "data", "training", "planning", "budgeting", "tuning", "cluster", "flags", "recipes", "demo", "lm", "evaluation", "engine", "interop", ""},
+    "cli": {
+        "core",
+        "data",
+        "training",
+        "planning",
+        "budgeting",
+        "tuning",
+        "cluster",
+        "flags",
+        "recipes",
+        "demo",
+        "lm",
+        "evaluation",
+        "engine",
+        "interop",
+        "",
+    },
 }
 COLLECTIONS = {"list", "dict", "set", "bytearray", "defaultdict", "deque", "Counter", "OrderedDict"}
 LONGEST_FILE, LONGEST_FUNCTION, MOST_ARGUMENTS = 400, 60, 8

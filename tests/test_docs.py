@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 MODELS = ROOT / "docs" / "models.md"
-DOCS = [ROOT / "docs" / name for name in ("architecture.md", "training.md", "data.md", "cluster.md", "parallel.md", "scale.md")]
+DOCS = [
+    ROOT / "docs" / name
+    for name in ("architecture.md", "training.md", "data.md", "cluster.md", "parallel.md", "scale.md")
+]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]
 
 

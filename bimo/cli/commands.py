@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _let_the_first_speak() -> None:
-    """One of many processes waits before it says what is wrong: mostly the first one says the same, and ends them all."""
+    """One of many processes waits before it says what is wrong: mostly the first says the same, and ends them all."""
     if int(os.environ.get("RANK") or 0) > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_PATIENCE_S)

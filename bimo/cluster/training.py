@@ -173,4 +173,4 @@ def _reason(error: BaseException) -> str:
     """The sentence of the error that began it all."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line.rpartition("UserError: ")[2] for line in lines if "UserError: " in line]
-    return (said or lines or [type(error).__name__])[-1]
+    return (said or lines or [type(error).__name__])[-1].rstrip(".")

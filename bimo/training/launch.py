@@ -68,20 +68,15 @@ def joined(settings: ParallelSettings | None = None, device: str = "auto") -> It
     if inner is not None or size == 1:
         yield inner or Team()
         return
-    from torch.distributed.device_mesh import init_device_mesh  # here, because it takes a second to import
-
-    kind = _take_device(device)
-    ours = not _is_joined()
+    kind, ours = _take_device(device), not _is_joined()
     timeout = timedelta(minutes=settings.timeout_minutes)
-    if ours:
-        _meet("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout)
-    control = dist.new_group(backend="gloo", timeout=timeout)
-    patient = dist.new_group(backend="gloo", timeout=_HOURS)
-    mesh = init_device_mesh(kind, sizes, mesh_dim_names=("data", "shard", "tensor"))
-    team = Team(rank, size, _number("LOCAL_WORLD_SIZE", 1), *sizes, mesh=mesh, control=control, patient=patient)
-    token = _CURRENT.set(team)
+    token = _CURRENT.set(None)
     try:
         with leaving_when_stuck():
+            if ours:
+                _meet("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout)
+            team = _team(kind, sizes, timeout)
+            _CURRENT.set(team)
             yield team
         if ours:
             dist.destroy_process_group()
@@ -96,6 +91,17 @@ def joined(settings: ParallelSettings | None = None, device: str = "auto") -> It
         ) from error
     finally:
         _CURRENT.reset(token)
+
+
+def _team(kind: str, sizes: tuple[int, int, int], timeout: timedelta) -> Team:
+    """The processes that have met."""
+    from torch.distributed.device_mesh import init_device_mesh  # here, because it takes a second to import
+
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    patient = dist.new_group(backend="gloo", timeout=_HOURS)
+    mesh = init_device_mesh(kind, sizes, mesh_dim_names=("data", "shard", "tensor"))
+    rank, size, here = dist.get_rank(), dist.get_world_size(), _number("LOCAL_WORLD_SIZE", 1)
+    return Team(rank, size, here, *sizes, mesh=mesh, control=control, patient=patient)
 
 
 def _meet(backend: str, timeout: timedelta) -> None:

@@ -25,7 +25,8 @@ from bimo.training.watchdog import Watchdog
 if TYPE_CHECKING:
     from bimo.training.trainer import Trainer
 
-_LEAST, _MOST = 3, 60  # updates
+_MOST = 60  # updates
+_UPDATES = 3  # at the least, in the time that there is
 _FIRST_PARTS = 4  # micro-batches of the first update: the heap still grows in the later ones
 _EVALUATED_TOKENS = 4096  # on how many an evaluation is tried
 _FORWARD = 1 / 3  # of a training step's work is the forward pass
@@ -110,8 +111,7 @@ class Probe(Callback):
         if self.steps:
             share, seconds, update = self.steps[-1]
             part_s = max(seconds - update, 1e-6) / (share * batch.n_rows) * micro
-            left = self.started + self.seconds - self.clock()
-            parts = max(1, int(left / _LEAST / part_s))
+            parts = max(1, int(self.seconds / _UPDATES / part_s))
         rows = min(batch.n_rows, parts * micro)
         self.share = rows / batch.n_rows
         return None if rows == batch.n_rows else next(iter(batch.split(rows)))
@@ -123,7 +123,8 @@ class Probe(Callback):
         now = self.clock()
         self.steps.append((self.share, result.seconds, now - self.last))
         late = now - self.started + result.seconds > self.seconds
-        if len(self.steps) < (2 if late else _LEAST) or (not late and len(self.steps) < _MOST):
+        wanted = min(2 if late else _MOST, trainer.settings.steps)
+        if len(self.steps) < wanted:
             return
         rows = trainer.settings.evaluate_rows
         per_row = self.step_seconds() / trainer.settings.batch_size * _FORWARD

@@ -28,9 +28,10 @@ BLOCK = 2048  # ids; every tenth block of the text is measured on
 STARTS = range(0, 150_000 - BLOCK, BLOCK)
 MEASURED, TRAINED = STARTS[9::10], [start for start in STARTS if start not in STARTS[9::10]]
 SPEC = ModelSpec(vocab_size=VOCAB, context_length=LENGTH, n_layers=2, n_heads=2, d_model=48, dropout=0.1)
-SETTINGS = TrainingSettings(
-    steps=160, batch_size=ROWS, learning_rate=3e-3, warmup_steps=20, precision="fp32", device="cpu", threads=1
-)
+SETTINGS = TrainingSettings(  # those that the bars were measured with
+    steps=160, batch_size=ROWS, precision="fp32", device="cpu", threads=1, warmup_steps=20,
+    optimizer="adamw", learning_rate=3e-3, schedule="cosine", min_learning_rate=1e-4,
+)  # fmt: skip
 
 
 @functools.cache

@@ -139,8 +139,8 @@ def test_a_run_within_a_budget_keeps_its_time(
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("\n\n".join(texts * 3), encoding="utf-8")
     start = time.monotonic()
-    assert main(["train", "text.txt", "--budget", "12s", "--name", "quick"]) == 0
-    assert time.monotonic() - start == pytest.approx(12, abs=3), "a small run on a shared machine is given some more"
+    assert main(["train", "text.txt", "--budget", "10s", "--name", "quick", "--training.threads", "1"]) == 0
+    assert time.monotonic() - start == pytest.approx(10, abs=3), "a small run on a shared machine is given some more"
     chosen = yaml.safe_load(Path("runs/quick/run.yaml").read_text())
     assert len(chosen["notes"]) == 4, "what was chosen, and why"
     assert chosen["tokenizer"]["vocab_size"] == 512, "there is little text"

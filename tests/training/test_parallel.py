@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from training.many import MODES, SETTINGS, every_mode, kept, model, resized, stream, together, trainer, troubled
+from training.many import RUNS, SETTINGS, every_mode, kept, model, resized, stream, together, trainer, troubled
 
 from bimo import ModelSpec, UserError
 from bimo.core.config import ParallelSettings
@@ -23,8 +23,6 @@ from bimo.training.parallel import parallelize
 from bimo.training.team import Team
 
 Found = dict[str, Any]
-TWO = [f"{mode} {optimizer}" for mode in MODES[2] for optimizer in ("adamw", "muon")]
-FOUR = [f"{mode} {optimizer}" for mode in MODES[4] for optimizer in ("adamw", "muon")]
 
 
 def alone(optimizer: str) -> Found:
@@ -75,13 +73,13 @@ def check_equal(found: list[Found], run: str, one: dict[str, Found]) -> None:
     assert max(largest(weights[name], values) for name, values in expected["kept"].items()) < bound, "all numbers kept"
 
 
-@pytest.mark.parametrize("run", TWO)
+@pytest.mark.parametrize("run", RUNS[2])
 def test_two_processes_are_one(two: list[Found], one: dict[str, Found], run: str) -> None:
     check_equal(two, run, one)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", FOUR)
+@pytest.mark.parametrize("run", RUNS[4])
 def test_four_processes_are_one(four: list[Found], one: dict[str, Found], run: str) -> None:
     check_equal(four, run, one)
 

@@ -14,10 +14,11 @@ import torch
 
 from bimo.cli import main
 from bimo.core.batch import Batch
-from bimo.core.config import RunSettings, TrainingSettings
+from bimo.core.config import DataSettings, RunSettings, TrainingSettings
 from bimo.core.spec import ModelSpec
 from bimo.model.gpt import GPT
 from bimo.planning import plan as plan_run
+from bimo.planning import run_probe
 from bimo.training import Trainer
 from bimo.training.plan import Facts, advice, computed_plan, estimate, lines_of, seconds_by_part, sizes
 from bimo.training.probe import Measured, Probe, ProbeEnded
@@ -25,7 +26,7 @@ from bimo.training.probe import Measured, Probe, ProbeEnded
 SHAPE = {
     "--model.n_layers": "2", "--model.n_heads": "2", "--model.d_model": "64", "--model.context_length": "64",
     "--tokenizer.vocab_size": "400", "--training.batch_size": "16", "--training.steps": "8",
-    "--training.evaluate_rows": "4", "--data.validation_share": "0.1",
+    "--training.evaluate_rows": "4", "--training.threads": "1", "--data.validation_share": "0.1",
 }  # fmt: skip
 FLAGS = [word for pair in SHAPE.items() for word in pair]
 RUN = """
@@ -52,6 +53,7 @@ def plan(folder: Path) -> dict:  # type: ignore[type-arg]
     return json.loads((folder / "plan.json").read_text())  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_plan_foretells_the_memory_of_the_run(folder: Path, plan: dict) -> None:  # type: ignore[type-arg]
     command = ["train", str(folder / "text.txt"), "--folder", str(folder), *FLAGS]
     done = subprocess.run([sys.executable, "-c", RUN, json.dumps(command)], capture_output=True, text=True, check=False)
@@ -66,7 +68,7 @@ def test_a_plan_has_every_part(plan: dict) -> None:  # type: ignore[type-arg]
     assert plan["tokens"] == 8 * 16 * 64
     assert plan["total_seconds"] > 8 * plan["step_seconds"] > 0
     assert all(plan["seconds"][part] > 0 for part in ("start", "preparation of the text", "last measurement"))
-    assert plan["memory"]["weights"] == 4 * plan["parameters"]
+    assert plan["memory"]["weights"] == pytest.approx(4 * plan["parameters"], rel=0.1), "a sample may give fewer ids"
 
 
 def test_a_plan_leaves_nothing_behind(plan: dict, folder: Path) -> None:  # type: ignore[type-arg]
@@ -74,10 +76,12 @@ def test_a_plan_leaves_nothing_behind(plan: dict, folder: Path) -> None:  # type
     assert {path.name for path in folder.iterdir()} <= {"text.txt", "plan.json", "run"}
 
 
-def test_bad_settings_of_the_run_are_said_by_its_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "one.txt").write_text("a single document")
-    assert main(["plan", str(folder / "one.txt"), *FLAGS]) == 2
-    assert "no text to train on" in capsys.readouterr().err
+def test_what_is_wrong_with_the_text_is_told_by_the_probe(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a single document")
+    settings = RunSettings(folder=str(tmp_path), data=DataSettings(paths=[str(tmp_path / "one.txt")]))
+    (tmp_path / "asked.json").write_text(json.dumps({"settings": settings.to_dict(), "limit": 0}))
+    run_probe(str(tmp_path))
+    assert "no text" in json.loads((tmp_path / "told.json").read_text())["error"]["what"]
 
 
 def test_a_model_larger_than_the_memory_is_computed_and_not_tried() -> None:
@@ -143,7 +147,7 @@ def batches(rows: int = 8):  # type: ignore[no-untyped-def]
 
 
 def probed(seconds: float, **training: int) -> Probe:
-    settings = TrainingSettings(steps=1000, batch_size=8, micro_batch_size=1, **training)  # type: ignore[arg-type]
+    settings = TrainingSettings(steps=1000, batch_size=8, micro_batch_size=1, threads=1, **training)  # type: ignore[arg-type]
     probe = Probe(seconds)
     spec = ModelSpec(vocab_size=64, context_length=32, n_layers=2, d_model=32, n_heads=2)
     trainer = Trainer(GPT(spec), settings, callbacks=[probe], evaluate_fn=lambda model: {"loss": 1.0})
@@ -157,19 +161,20 @@ def test_a_probe_with_little_time_trains_on_parts_of_batches_and_scales() -> Non
     shares = [share for share, _, _ in probe.steps]
     assert len(shares) == 2, "the least that says anything"
     assert shares[-1] == 1 / 8, "one micro-batch of eight"
-    share, seconds, update = probe.steps[-1]
+    _, seconds, update = probe.steps[-1]
     assert probe.step_seconds() == pytest.approx(update + (seconds - update) * 8)
 
 
 def test_a_probe_with_time_trains_on_whole_batches() -> None:
-    probe = probed(1.0)
+    probe = probed(60.0)  # it ends after 60 updates, within a second or so
     assert probe.steps[-1][0] == 1
     assert probe.finish().updates > 10
 
 
 def test_good_states_of_a_long_run_are_there_in_the_probe() -> None:
-    found = probed(0.5).finish()
-    assert found.good_states >= 2 * 3 * found.weights * 0.9, "two states, each with weights and moments"
+    found = probed(60.0).finish()
+    assert found.good_states >= 2 * (found.weights + found.optimizer), "two states, each with weights and moments"
+    assert found.best_weights == found.weights, "and those of the best evaluation"
     assert found.evaluation_row_s > 0
 
 
