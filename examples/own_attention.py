@@ -67,7 +67,7 @@ if __name__ == "__main__":  # not when the file is only named with --modules
             if result.step % 25 == 1:
                 print(f"step {result.step}: loss {result.loss:.2f}")
 
-    settings = bimo.TrainingSettings(batch_size=8, learning_rate=3e-3, warmup_steps=5, threads=1)  # a model this small
+    settings = bimo.TrainingSettings(batch_size=8, threads=1)  # a model this small
     model.fit(texts, epochs=20, settings=settings, callbacks=[Show()])
 
     model.save("runs/own_attention")

@@ -155,8 +155,8 @@ class Unused(Changed):
 
 
 class Detached(Changed):
-    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = super()._queries_and_keys(x)
+    def _normalised(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = super()._normalised(q, k)
         return q.detach(), k
 
 
@@ -191,7 +191,7 @@ class CachedBeforeTurning(Attention):
     """Keeps keys as they are before the rotation, and turns only the new ones."""
 
     def forward(self, x: Tensor, ctx: AttnContext) -> Tensor:
-        q, k = self._queries_and_keys(x)
+        q, k = self._normalised(self.q_proj(x), self.k_proj(x))
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         assert ctx.cos is not None, "this control is for rotary positions"
         assert ctx.sin is not None, "this control is for rotary positions"

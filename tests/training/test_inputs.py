@@ -220,7 +220,7 @@ def test_a_stream_goes_on_where_it_stood(gpt: GPT, settings: TrainingSettings) -
 
 def test_ids_train_a_plain_model(settings: TrainingSettings) -> None:
     gpt = GPT(SPEC)
-    settings = replace(settings, learning_rate=2e-2, warmup_steps=1, threads=1)
+    settings = replace(settings, optimizer="adamw", learning_rate=2e-2, warmup_steps=1, threads=1)
     Trainer(gpt, settings).fit(np.tile(np.arange(10), 40), epochs=4, validation=np.arange(9))
     assert held_out(gpt, np.arange(9), settings)(gpt)["loss"] < 2.0, (
         "counting is learned; what knows nothing has ln 50 = 3.9"
