@@ -20,8 +20,10 @@ from bimo.training.probe import Measured
 _FLOAT = 4
 _PROCESS = 350e6  # Python, torch and what the preparation of the text leaves behind
 _HEAP = 1.8  # what the heap takes for each byte of activations: freed blocks lie between those that stay (measured)
+_GROWTH = (0.1, 0.1, 0.06, 0.03, 0.0)  # by which the heap still grows after so many updates and one (measured)
 _CHUNK = 3 * 16e6  # logits of the loss, their gradient and a copy
 _MICRO_TOKENS = 2048
+_STATES, _STATES_SHARE = 2, 0.25  # good states that the watchdog keeps, of the free memory at the most
 _MARGIN = 1.1  # a plan may be wrong by a tenth, so what needs all of the memory does not fit
 _UTILISATION = 0.5  # of the measured matrix speed, where no step could be tried
 _SNAPSHOT_EVERY = 25
@@ -193,7 +195,12 @@ def measured_plan(settings: RunSettings, own: Sizes, facts: Facts, found: Measur
         "good states in memory": found.good_states,
         "weights of the best evaluation": found.best_weights,
     }
-    memory["activations and work"] = max(0.0, found.peak - sum(memory.values()))
+    growth = _GROWTH[min(found.updates, len(_GROWTH) - 1)] if found.baseline else 0.0  # a GPU's memory has no such heap
+    memory["activations and work"] = max(0.0, found.peak - sum(memory.values())) * (1 + growth)
+    free = facts.available - found.baseline - found.weights  # when the watchdog decides how many states it keeps
+    if facts.available and found.weights:
+        kept = max(0, min(_STATES, int(_STATES_SHARE * free / (3 * found.weights))))
+        memory["good states in memory"] *= kept / _STATES
     note = ""
     if found.most_rows:
         note = f"only {found.most_rows} row(s) fit into memory at once: name it as training.micro_batch_size"

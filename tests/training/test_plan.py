@@ -20,7 +20,7 @@ from bimo.model.gpt import GPT
 from bimo.planning import plan as plan_run
 from bimo.planning import run_probe
 from bimo.training import Trainer
-from bimo.training.plan import Facts, advice, computed_plan, estimate, lines_of, seconds_by_part, sizes
+from bimo.training.plan import Facts, advice, computed_plan, estimate, lines_of, measured_plan, seconds_by_part, sizes
 from bimo.training.probe import Measured, Probe, ProbeEnded
 
 SHAPE = {
@@ -104,6 +104,26 @@ def test_many_activations_are_mended_by_fewer_rows_at_once() -> None:
     memory = {"weights": 1e9, "activations and work": 9e9}
     assert "micro_batch_size" in advice(memory, Facts(available=int(1e9)), RunSettings())
     assert "d_model" in advice({"weights": 9e9, "activations and work": 1e9}, Facts(available=int(1e9)), RunSettings())
+
+
+def measured(updates: int) -> Measured:
+    return Measured(
+        baseline=int(300e6), weights=int(100e6), optimizer=int(200e6), good_states=int(600e6), peak=int(2e9),
+        step_s=1.0, updates=updates,
+    )  # fmt: skip
+
+
+def test_a_heap_that_few_updates_have_filled_gets_room_to_grow() -> None:
+    settings, own = RunSettings(), sizes(RunSettings().model)
+    few, many = (measured_plan(settings, own, Facts(), measured(updates)).total_memory for updates in (1, 50))
+    assert many == pytest.approx(2e9), "what was seen"
+    assert 2e9 < few < 2.2e9
+
+
+def test_a_machine_with_less_memory_keeps_fewer_good_states() -> None:
+    settings, own = RunSettings(), sizes(RunSettings().model)
+    plans = [measured_plan(settings, own, Facts(available=int(a)), measured(50)) for a in (16e9, 2e9)]
+    assert [plan.memory["good states in memory"] for plan in plans] == [6e8, 3e8]
 
 
 def test_sizes_take_no_memory_and_are_right() -> None:
