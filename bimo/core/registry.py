@@ -145,6 +145,7 @@ REGISTRIES = {
                 "early_stopping": "bimo.training.callbacks:EarlyStopping",
                 "time_budget": "bimo.training.callbacks:TimeBudget",
                 "short_rows": "bimo.training.callbacks:ShortRows",
+                "growing_depth": "bimo.training.callbacks:GrowingDepth",
                 "best_checkpoint": "bimo.training.callbacks:BestCheckpoint",
                 "weight_average": "bimo.training.callbacks:WeightAverage",
                 "rate_finder": "bimo.training.callbacks:RateFinder",

@@ -8,9 +8,10 @@ names of the weights are those of a Hugging Face checkpoint. No training, files 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +69,16 @@ class GPT(nn.Module):
     Args:
         spec: The shape.
         backend: How attention is computed: "sdpa" (fused) or "math" (the oracle).
+
+    Attributes:
+        depth: Layers that run, from the first on; fewer than there are only while a run lets some wait.
+        untrained: Whether the weights are still those that were drawn.
     """
 
     def __init__(self, spec: ModelSpec, backend: str = "sdpa") -> None:
         super().__init__()
         self.spec = spec
+        self.depth, self.untrained = spec.n_layers, False
         padding = spec.padding_id if spec.padding_id >= 0 else None
         # Drawn below; torch's own draw of a model that waits for its weights would import its compiler.
         blank = torch.empty(spec.vocab_size, spec.d_model)
@@ -95,6 +101,7 @@ class GPT(nn.Module):
 
         Parameters that a module of the user holds directly keep the values which that module gave them.
         """
+        self.untrained = True
         for name, parameter in self.named_parameters():
             owner = self.get_submodule(name.rpartition(".")[0])
             if (parameter.dim() == 1 and isinstance(owner, (nn.Linear, nn.LayerNorm))) or hasattr(owner, "offset"):
@@ -102,6 +109,11 @@ class GPT(nn.Module):
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else one)
             elif isinstance(owner, (nn.Linear, nn.Embedding, Experts, Learned)):
                 nn.init.normal_(parameter, std=self._initial_std(name, parameter.shape[-1]), generator=generator)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """As of any module; the weights are no longer those that were drawn."""
+        self.untrained = False
+        return super().load_state_dict(*args, **options)
 
     def _initial_std(self, name: str, inputs: int) -> float:
         spec = self.spec
@@ -232,8 +244,8 @@ class GPT(nn.Module):
         return ids
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks, in order."""
-        return (cast(Block, layer) for layer in self.layers)
+        """The blocks that run, in order."""
+        return (cast(Block, layer) for layer in itertools.islice(self.layers, self.depth))
 
     def n_parameters(self) -> int:
         """Number of weights, a tied matrix counted once."""
@@ -243,14 +255,16 @@ class GPT(nn.Module):
         """Floating-point operations to train on one token: 6 per weight of a matrix product, and attention.
 
         As in PaLM (Chowdhery et al. 2022, appendix B), with the causal half of attention only: 6 L H D T instead of 12.
+        Layers that wait are not counted.
         """
         spec = self.spec
-        matrices = float(sum(p.numel() for p in self.layers.parameters() if p.dim() == 2))
+        weights = [p for block in self.blocks() for p in block.parameters()]
+        matrices = float(sum(p.numel() for p in weights if p.dim() == 2))
         if spec.n_experts:
-            experts = sum(p.numel() for p in self.layers.parameters() if p.dim() == 3)
+            experts = sum(p.numel() for p in weights if p.dim() == 3)
             matrices += experts * spec.n_experts_per_token / spec.n_experts
         head = spec.vocab_size * spec.d_model
-        attention = spec.n_layers * spec.n_heads * spec.head_dim * (context or spec.context_length)
+        attention = self.depth * spec.n_heads * spec.head_dim * (context or spec.context_length)
         return 6.0 * (matrices + head + attention)
 
 

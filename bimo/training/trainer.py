@@ -210,6 +210,7 @@ class Trainer(Passes):
                 gradient = self.measure(batch, loss)
         self.clip(gradient.norm)
         self.optimizer.step()
+        self.model.untrained = False
         self.optimizer.zero_grad(set_to_none=True)
         self.batch = None
         seconds = time.perf_counter() - start
@@ -263,6 +264,16 @@ class Trainer(Passes):
         if self.team.first and all(type(callback).on_event is Callback.on_event for callback in self.callbacks):
             _log.warning("%s", event)
         self._tell("on_event", event)
+
+    def changed(self, kind: str, /, **facts: Any) -> None:
+        """For a callback that has changed the model between two updates: tell of it, so that nobody takes it for damage.
+
+        Args:
+            kind: What was done.
+            facts: As for `event`.
+        """
+        self.event(kind, **facts)
+        self._tell("on_changed")
 
     def save_checkpoint(self) -> Path | None:
         """Write `checkpoints/step-N` and drop the oldest beyond `keep_checkpoints`."""

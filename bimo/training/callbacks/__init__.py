@@ -2,6 +2,7 @@
 
 from bimo.training.callbacks.average import WeightAverage
 from bimo.training.callbacks.best import BestCheckpoint
+from bimo.training.callbacks.growing_depth import GrowingDepth
 from bimo.training.callbacks.layer_statistics import ActivationStatistics, GradientStatistics, LayerStatistics
 from bimo.training.callbacks.naming import callback_by_name, checked, make_callbacks
 from bimo.training.callbacks.progress import Progress
@@ -23,6 +24,7 @@ __all__ = [
     "EventsFile",
     "Gradient",
     "GradientStatistics",
+    "GrowingDepth",
     "LayerStatistics",
     "MetricsFile",
     "Progress",

@@ -53,6 +53,9 @@ class WeightAverage(Callback):
             torch._foreach_lerp_([local(one) for one in self.average.values()], [local(w) for w in weights], 1 - stays)
         self.count += 1
 
+    def on_changed(self, trainer: Trainer) -> None:
+        self.count, self.average = 0, {}  # weights from before are not near those of now
+
     def on_look(self, trainer: Trainer) -> None:
         if self.average:
             self._own = {name: weight.clone() for name, weight in _weights(trainer).items()}

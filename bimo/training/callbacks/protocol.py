@@ -137,8 +137,15 @@ class Callback:
         """When a step has failed, before the weights have changed. True: it is mended, and the run goes on."""
         return False
 
+    def step_cost(self, trainer: Trainer, share: float) -> float:
+        """How long an update takes at a share of the run's steps, 0 … 1, against one at its end; for who plans time."""
+        return 1.0
+
     def on_event(self, trainer: Trainer, event: Event) -> None:
         """When something happened that a person should know of."""
+
+    def on_changed(self, trainer: Trainer) -> None:
+        """After a callback has changed the model between two updates, on purpose: what was normal is not any more."""
 
     def on_end(self, trainer: Trainer) -> None:
         """After the last step, also when the run was interrupted."""

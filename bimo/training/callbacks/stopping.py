@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _LOOK = 0.05  # of the time that is left lies between two looks
 _MARKS = 5  # looks that the pace is taken over
+_GRID = 50  # places of a run at which the cost of an update is asked for
+_ROUNDS = 4  # in which the number of steps settles
 
 
 class TimeBudget(Callback):
@@ -38,26 +40,47 @@ class TimeBudget(Callback):
         self, seconds: float = 0.0, clock: Callable[[], float] = time.monotonic, until: float | None = None
     ) -> None:
         self.seconds, self.clock, self.until = seconds, clock, until
-        self.end = self.looked = 0.0
-        self.marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)  # time and step of the last looks
+        self.end = self.looked = self.work = 0.0
+        self.marks: deque[tuple[float, float]] = deque(maxlen=_MARKS)  # time and work done at the last looks
 
     def on_start(self, trainer: Trainer) -> None:
         self.looked = self.clock()
         self.end = self.looked + self.seconds if self.until is None else self.until
+        self.work = 0.0
         self.marks.clear()
-        self.marks.append((self.looked, trainer.state.step))
+        self.marks.append((self.looked, self.work))
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        steps = trainer.settings.steps
+        self.work += _cost(trainer, (result.step - 1) / steps)
         now = self.clock()
         left = max(0.0, self.end - now)
         if now - self.looked < _LOOK * left:
             return
         self.looked = now
-        then, step = self.marks[0]
-        pace = (result.step - step) / max(now - then, 1e-9)  # steps per second
+        then, work = self.marks[0]
+        pace = (self.work - work) / max(now - then, 1e-9)  # work per second
         if now - self.marks[-1][0] >= _LOOK * (self.end - then):
-            self.marks.append((now, result.step))
-        trainer.settings = replace(trainer.settings, steps=max(result.step, result.step + int(pace * left)))
+            self.marks.append((now, self.work))
+        trainer.settings = replace(trainer.settings, steps=_steps_of(trainer, result.step, pace * left))
+
+
+def mean_cost(trainer: Trainer, since: float = 0.0) -> float:
+    """How long an update takes on average from a share of the run on, against one at its end."""
+    shares = [since + (1 - since) * (i + 0.5) / _GRID for i in range(_GRID)]
+    return sum(_cost(trainer, share) for share in shares) / _GRID
+
+
+def _cost(trainer: Trainer, share: float) -> float:
+    return math.prod(callback.step_cost(trainer, min(share, 1.0)) for callback in trainer.callbacks)
+
+
+def _steps_of(trainer: Trainer, made: int, work: float) -> int:
+    """Steps of a run in which so many are made, and so much work, in updates at its end, can still be done."""
+    steps = max(made, trainer.settings.steps)
+    for _ in range(_ROUNDS):  # what the rest costs depends on where in the run it lies
+        steps = made + int(work / mean_cost(trainer, made / max(steps, 1)))
+    return max(made, steps)
 
 
 class EarlyStopping(Callback):

@@ -178,6 +178,11 @@ class Watchdog(Callback):
             self.good.take(trainer, self)
         self._expect_step()
 
+    def on_changed(self, trainer: Trainer) -> None:
+        self.senses.forget_state()
+        self.senses.forget_spikes()
+        self.probes.clear()
+
     def on_fault(self, trainer: Trainer, fault: Fault) -> bool:
         kind, tries = fault.kind, self.tries
         if kind in (SKIPPED, "repeated batch"):
