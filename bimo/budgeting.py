@@ -6,6 +6,7 @@ the time is the schedule's. What was chosen, and why, is said and kept in run.ya
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from rich.console import Console
 from bimo.core import machine
 from bimo.core.batch import Batch
 from bimo.core.config import DataSettings, RunSettings
+from bimo.core.registry import name_and_parameters
 from bimo.core.spec import ModelSpec
 from bimo.data import Document
 from bimo.data.prepare import Prepared, Source
@@ -26,6 +28,8 @@ from bimo.recipes import Outcome, open_run, train
 from bimo.training import Callback, Event, Gradient, TimeBudget, Trainer
 from bimo.training import budget as choosing
 from bimo.training.budget import LADDER, Candidate, Pace
+from bimo.training.callbacks import GrowingDepth, callback_by_name
+from bimo.training.callbacks.growing_depth import work_besides
 from bimo.training.callbacks.progress import duration
 from bimo.training.plan import estimate, sizes
 
@@ -39,6 +43,8 @@ _FORWARD = 0.4  # of the time of a training step, with room to spare
 _CLOSING_S = 2.0  # checkpoint, model and lineage of a small model
 _CLOSING_BYTES = 150e6  # per second, of a large one
 _TRIED = 2048  # tokens of a trial's updates
+_ROPE_THETA = 1000.0  # the context is short
+_CALLBACKS = ("short_rows", "growing_depth")
 
 
 def train_within(
@@ -67,7 +73,7 @@ def train_within(
     closing = _closing_s(ranked[0], prepared)
     deadline = started + seconds - closing
     before, left = time.monotonic() - started, max(1.0, deadline - time.monotonic())
-    chosen = replace(ranked[0], tokens=ranked[0].pace.tokens_in(left))
+    chosen = replace(ranked[0], tokens=ranked[0].pace.tokens_in(left / ranked[0].cost))
     settings = choosing.fitted(replace(settings, model=spec), chosen)
     times = {"whole": seconds, "before": before, "updates": left, "closing": closing}
     settings = replace(settings, notes=_reasons(ranked, settings, prepared, times))
@@ -77,7 +83,8 @@ def train_within(
 
 
 def _of_the_text(settings: RunSettings, size: float, seconds: float) -> RunSettings:
-    """Tokenizer and held-out text as large as the text and the time allow, where nothing else was asked for."""
+    """Where nothing else was asked for: tokenizer and held-out text as large as the text and the time allow, and the
+    kind of model and of run that learns most in a short time (docs/experiments.md)."""
     data, tokenizer, plain = settings.data, settings.tokenizer, RunSettings()
     if tokenizer == plain.tokenizer:
         megabytes = max(2.0, min(tokenizer.train_megabytes, _TOKENIZER_BYTES * seconds / 1e6))
@@ -85,7 +92,12 @@ def _of_the_text(settings: RunSettings, size: float, seconds: float) -> RunSetti
     if data.validation_share == DataSettings().validation_share and not data.validation_paths:
         share = _HELD_OUT_BYTES * max(0.3, min(3.0, seconds / 600)) / max(size, 1.0)
         data = replace(data, validation_share=max(0.002, min(0.1, share)))
-    return replace(settings, data=data, tokenizer=tokenizer)
+    model, training = settings.model, settings.training
+    if model == plain.model:
+        model = replace(model, tied_embeddings=False, rope_theta=_ROPE_THETA)
+    if not training.callbacks:
+        training = replace(training, callbacks=list(_CALLBACKS))
+    return replace(settings, data=data, tokenizer=tokenizer, model=model, training=training)
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,16 @@ class _Trial:
         middle = [shape for shape, _, _ in self.shapes].index(first.spec)
         tried = sorted({max(0, middle - 4), middle, min(len(self.shapes) - 1, middle + 2)})
         measured = [(self.shapes[i][2], self._pace(self.shapes[i][0])) for i in tried]
-        return choosing.rank(self.shapes, measured, seconds, unique)
+        return choosing.rank(self.shapes, measured, seconds, unique, cost=self._average_cost)
+
+    def _average_cost(self, spec: ModelSpec, parameters: int) -> float:
+        """Of an update, against one of the whole depth."""
+        names = self.settings.training.callbacks
+        made = (callback_by_name(text, {}) for text in names if name_and_parameters(text)[0] == "growing_depth")
+        head = spec.vocab_size * spec.d_model
+        layer = (parameters - head * (1 if spec.tied_embeddings else 2)) / spec.n_layers
+        besides = work_besides(head, layer)
+        return math.prod(c.average_cost(spec.n_layers, besides) for c in made if isinstance(c, GrowingDepth))
 
     def _pace(self, spec: ModelSpec) -> Pace:
         """Train a model that is thrown away, for a moment."""

@@ -28,6 +28,7 @@ from bimo.live import Waiting, duration
 from bimo.model.gpt import GPT
 from bimo.recipes import Outcome, Text, free_name, say, train
 from bimo.training import TimeBudget, Trainer
+from bimo.training.callbacks.stopping import mean_cost
 
 _MOST_TEXT = 16 * 2**20  # bytes; more would not be seen in the time there is
 _FLOOR_TEXT = 8 * 2**20
@@ -107,7 +108,7 @@ def _settings(name: str, folder: str, prompt: str) -> RunSettings:
         model=ModelSpec(n_layers=4, n_heads=3, d_model=192, context_length=256, tied_embeddings=False, rope_theta=1e3),
         training=TrainingSettings(
             batch_size=4,
-            callbacks=["short_rows"],
+            callbacks=["short_rows", "growing_depth"],
             log_every=100,
             checkpoint_every=0,
             evaluate_rows=32,
@@ -132,6 +133,7 @@ def _fitting(settings: RunSettings, seconds: float, console: Console) -> Trainin
     while len(times) < 8 or time.perf_counter() - start < 1.0:
         times.append(trainer.step(iter([batch])).seconds)
     step_s = statistics.median(times[2:])
+    step_s *= mean_cost(trainer)  # on average over the run: what was tried was the whole depth
     steps = max(20, min(20_000, round(0.9 * seconds / step_s)))  # the rest goes to evaluations and samples
     say(console, f"a step takes {1000 * step_s:.0f} ms here: some {steps} steps fit into {duration(seconds)}")
     looks = max(1, steps // 6)

@@ -11,7 +11,7 @@ so how many tokens it would read; a scaling law says which of them ends with the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bimo.core.config import RunSettings
@@ -89,6 +89,7 @@ class Candidate:
         pace: Its speed.
         tokens: That it reads in the time.
         loss: By the rule, in nats per token.
+        cost: An average update of the run against one at that speed; less than 1 where the depth grows.
     """
 
     spec: ModelSpec
@@ -96,6 +97,7 @@ class Candidate:
     pace: Pace
     tokens: float
     loss: float
+    cost: float = 1.0
 
 
 def shaped(spec: ModelSpec, n_layers: int, width: int) -> ModelSpec:
@@ -159,6 +161,7 @@ def rank(
     seconds: float,
     unique: float,
     rule: Rule = RULE,
+    cost: Callable[[ModelSpec, int], float] = lambda *_: 1.0,
 ) -> list[Candidate]:
     """All shapes, the best first.
 
@@ -168,14 +171,16 @@ def rank(
         seconds: Time for updates.
         unique: Tokens of the text.
         rule: Constants.
+        cost: Of a shape and its weights: an average update against the measured ones, less where the depth grows.
     """
     if not shapes:
         raise UserError("no model fits into memory", mend="Close programs, or lower model.context_length.")
     found = []
     for spec, parameters, work in shapes:
-        pace = interpolated(work, measured)
-        tokens = pace.tokens_in(seconds, rule)
-        found.append(Candidate(spec, parameters, pace, tokens, expected_loss(parameters, tokens, unique, rule)))
+        pace, average = interpolated(work, measured), cost(spec, parameters)
+        tokens = pace.tokens_in(seconds / average, rule)
+        loss = expected_loss(parameters, tokens, unique, rule)
+        found.append(Candidate(spec, parameters, pace, tokens, loss, average))
     return sorted(found, key=lambda candidate: candidate.loss)
 
 

@@ -93,7 +93,8 @@ class Plan:
         facts: Of the text and the machine.
         memory: Bytes by part.
         seconds: Time by part.
-        step_s: One update.
+        step_s: One update at the end of the run.
+        mean_cost: An average update against that.
         measured: Whether a probe was run; else all is computed.
         note: Something that a person should know besides.
         advice: What to lower; '' where all fits.
@@ -108,6 +109,7 @@ class Plan:
     measured: bool
     note: str = ""
     advice: str = ""
+    mean_cost: float = 1.0
 
     @property
     def fits(self) -> bool:
@@ -141,6 +143,7 @@ class Plan:
             "memory": self.memory,
             "available_bytes": self.facts.available,
             "step_seconds": self.step_s,
+            "mean_step_seconds": self.step_s * self.mean_cost,
             "total_seconds": self.total_seconds,
             "seconds": self.seconds,
             "text": asdict(self.facts),
@@ -205,7 +208,8 @@ def measured_plan(settings: RunSettings, own: Sizes, facts: Facts, found: Measur
     if found.most_rows:
         note = f"only {found.most_rows} row(s) fit into memory at once: name it as training.micro_batch_size"
     seconds = seconds_by_part(settings, facts, found)
-    return Plan(settings, own, facts, memory, seconds, found.step_s, True, note, advice(memory, facts, settings))
+    why = advice(memory, facts, settings)
+    return Plan(settings, own, facts, memory, seconds, found.step_s, True, note, why, found.mean_cost)
 
 
 def seconds_by_part(settings: RunSettings, facts: Facts, found: Measured) -> dict[str, float]:
@@ -219,7 +223,7 @@ def seconds_by_part(settings: RunSettings, facts: Facts, found: Measured) -> dic
     return {
         "start": facts.start_s,
         "preparation of the text": facts.prepare_s,
-        "updates": steps * found.step_s + steps // _SNAPSHOT_EVERY * found.snapshot_s,
+        "updates": steps * found.step_s * found.mean_cost + steps // _SNAPSHOT_EVERY * found.snapshot_s,
         "evaluations": looked * min(training.evaluate_rows, rows) * found.evaluation_row_s,
         "samples": samples * found.sample_s,
         "checkpoints": (saved + 1) * found.checkpoint_s,
@@ -254,7 +258,10 @@ def lines_of(plan: Plan) -> list[str]:
     lines += [f"           {part:32}{size / 1e9:9.3f} GB" for part, size in plan.memory.items() if size]
     if plan.step_s:
         speed = tokens_per_step(plan.settings) / plan.step_s
-        lines.append(f"step     {_seconds(plan.step_s)}, {speed:,.0f} tokens/s")
+        growing = f"; {_seconds(plan.step_s * plan.mean_cost)} on average, because the depth grows"
+        lines.append(
+            f"step     {_seconds(plan.step_s)}, {speed:,.0f} tokens/s" + (growing if plan.mean_cost < 1 else "")
+        )
         lines.append(f"time     {duration(plan.total_seconds)}")
         lines += [f"           {part:32}{duration(s):>12}" for part, s in plan.seconds.items() if s >= 0.5]
     how = "measured on the first updates of this very run" if plan.measured else "computed, not tried"

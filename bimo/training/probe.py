@@ -19,7 +19,8 @@ from torch import Tensor
 from bimo.core import machine
 from bimo.core.batch import Batch
 from bimo.core.config import RunSettings
-from bimo.training.callbacks import Callback, Gradient, StepResult
+from bimo.training.callbacks import Callback, Gradient, GrowingDepth, StepResult
+from bimo.training.callbacks.stopping import mean_cost
 from bimo.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Measured:
         good_states: What the watchdog keeps for a run of this length.
         best_weights: What it keeps of the best evaluation.
         peak: The most memory at any moment.
-        step_s: One whole update.
+        step_s: One whole update, at the end of the run.
+        mean_cost: An average update against that, less than 1 where the depth grows.
         evaluation_row_s: One row of held-out text.
         snapshot_s: One good state.
         checkpoint_s: One checkpoint.
@@ -68,6 +70,7 @@ class Measured:
     best_weights: int = 0
     peak: int = 0
     step_s: float = 0.0
+    mean_cost: float = 1.0
     evaluation_row_s: float = 0.0
     snapshot_s: float = 0.0
     checkpoint_s: float = 0.0
@@ -106,6 +109,8 @@ class Probe(Callback):
         self.measured.baseline = max(0, _held(trainer.device) - self.measured.weights)
 
     def on_batch(self, trainer: Trainer, batch: Batch) -> Batch | None:
+        if not self.steps:
+            self._go_to_the_end(trainer)
         micro = trainer.micro_rows(batch)
         parts = _FIRST_PARTS
         if self.steps:
@@ -161,6 +166,12 @@ class Probe(Callback):
         self.device = trainer.device
         if not self.evaluated_rows:  # nor can the last measurement be afforded
             raise ProbeEnded
+
+    def _go_to_the_end(self, trainer: Trainer) -> None:
+        """Memory and time are those of the model at its whole depth."""
+        self.measured.mean_cost = mean_cost(trainer)
+        for growing in (callback for callback in trainer.callbacks if isinstance(callback, GrowingDepth)):
+            growing.grow(trainer, len(trainer.model.layers))
 
     def finish(self) -> Measured:
         """What was found, when the run has come to its end."""

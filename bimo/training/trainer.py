@@ -266,7 +266,7 @@ class Trainer(Passes):
         self._tell("on_event", event)
 
     def changed(self, kind: str, /, **facts: Any) -> None:
-        """For a callback that has changed the model between two updates: tell of it, so that nobody takes it for damage.
+        """For a callback that has changed the model between two updates: tell of it, so that nobody calls it damage.
 
         Args:
             kind: What was done.

@@ -34,6 +34,7 @@ SPEC = ModelSpec(vocab_size=97, context_length=16, n_layers=2, d_model=32, n_hea
 SETTINGS = TrainingSettings(
     steps=8, batch_size=6, micro_batch_size=2, optimizer="adamw", learning_rate=3e-3, warmup_steps=2, evaluate_every=4,
     checkpoint_every=4, keep_checkpoints=9, precision="fp32", device="cpu", threads=1,
+    callbacks=["growing_depth(share=0.4)"],
 )  # fmt: skip
 MODES = {
     2: {"data": ParallelSettings(), "shard": ParallelSettings(shard=0), "tensor": ParallelSettings(tensor=2)},
@@ -73,6 +74,7 @@ class Seen(Callback):
         self.tokens: list[int] = []
         self.figures: list[float] = []
         self.events: list[str] = []
+        self.depths: list[int] = []
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         self.losses.append(result.loss)
@@ -83,7 +85,11 @@ class Seen(Callback):
         self.figures.append(metrics["loss"])
 
     def on_event(self, trainer: Trainer, event: Event) -> None:
-        self.events.append(event.kind)
+        if event.kind != "grown":
+            self.events.append(event.kind)
+
+    def on_changed(self, trainer: Trainer) -> None:
+        self.depths.append(trainer.model.depth)
 
 
 def model(spec: ModelSpec = SPEC) -> GPT:

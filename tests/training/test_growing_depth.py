@@ -1,4 +1,4 @@
-"""Depth that grows: the model is whole all the time, every layer is trained in the end, and nothing else is disturbed."""
+"""Depth that grows: the model is whole all the time, every layer is trained in the end, nothing else is disturbed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def test_the_depth_doubles_until_all_layers_are_trained() -> None:
     assert sorted(set(seen.depths)) == [1, 2, 4], "from one layer to all"
     assert seen.depths == sorted(seen.depths), "it never shrinks"
     layers = [torch.cat([p.detach().flatten() for p in layer.parameters()]) for layer in trainer.model.layers]
-    assert all(float((a - b).abs().max()) > 1e-3 for i, a in enumerate(layers) for b in layers[:i]), "all went their way"
+    apart = [float((a - b).abs().max()) for i, a in enumerate(layers) for b in layers[:i]]
+    assert min(apart) > 1e-3, "all went their way"
     assert [event.kind for event in seen.events if "grow" in event.kind] == ["grown", "grown"]
 
 

@@ -1,6 +1,6 @@
 """Depth that grows: a run begins with a few layers and copies them, so that its first updates cost a fraction.
 
-What a model learns first, frequent tokens and what follows them, needs no depth. A shallow model learns it in a fraction
+What a model learns first, frequent tokens and what follows them, needs no depth. A shallow one learns it in a fraction
 of the time, and its layers, stacked on themselves, are a better beginning for the deep one than random weights (Gong et
 al. 2019; Du et al. 2024, whose G_stack this is). The model is whole from the beginning: layers that wait add nothing to
 what passes them, so whatever is saved on the way is the model that was judged.
@@ -46,14 +46,12 @@ class GrowingDepth(Callback):
             )
         self.share, self.least, self.depth = share, least, 0
         self._model: Any = None
-        self._plan: list[tuple[int, float]] = []
 
     def on_start(self, trainer: Trainer) -> None:
-        model, self._plan = trainer.model, []
-        self._model = model
+        model = self._model = trainer.model
         if not self.depth:
             why = self._obstacle(trainer)
-            self.depth = len(model.layers) if why else self._stages(model)[0][0]
+            self.depth = len(model.layers) if why else self._stages(len(model.layers), _besides(model))[0][0]
             if not why and not self._let_wait(model):
                 why, self.depth = "a layer cannot be made to pass on what it gets", len(model.layers)
             if why:
@@ -138,29 +136,43 @@ class GrowingDepth(Callback):
                 own.copy_(before)
         return False
 
-    def _stages(self, model: Any) -> list[tuple[int, float]]:
+    def average_cost(self, n_layers: int, besides: float) -> float:
+        """Of an update of a run that grows, against one at its end; `besides`: of `work_besides`."""
+        costs = [(besides + depth) / (besides + n_layers) for depth, _ in self._stages(n_layers, besides)]
+        ends = [0.0, *(end for _, end in self._stages(n_layers, besides))]
+        return sum(cost * (end - begin) for cost, begin, end in zip(costs, ends, ends[1:], strict=False))
+
+    def _stages(self, n_layers: int, besides: float) -> list[tuple[int, float]]:
         """Depths, each with the share of the steps at which it ends."""
-        if self._plan:
-            return self._plan
-        depths = [len(model.layers)]
+        depths = [n_layers]
         while self.share and depths[0] > self.least:
             depths.insert(0, max(self.least, (depths[0] + 1) // 2))
         times = [self.share / max(1, len(depths) - 1)] * (len(depths) - 1) + [1 - self.share]
-        besides = _besides(model)
         steps = [time / (besides + depth) for time, depth in zip(times, depths, strict=True)]
-        self._plan = [(depth, sum(steps[: i + 1]) / sum(steps)) for i, depth in enumerate(depths)]
-        return self._plan
+        return [(depth, sum(steps[: i + 1]) / sum(steps)) for i, depth in enumerate(depths)]
 
     def _depth_at(self, trainer: Trainer, share: float) -> int:
         """Layers that are trained at a share of the steps."""
-        stages = self._stages(trainer.model)
-        return max(self.depth, next((depth for depth, end in stages if share < end), stages[-1][0]))
+        layers = trainer.model.layers
+        if self.depth == len(layers):
+            return self.depth
+        stages = self._stages(len(layers), _besides(trainer.model))
+        return max(self.depth, next((depth for depth, end in stages if share < end), len(layers)))
+
+
+def work_besides(head: float, layer: float) -> float:
+    """What an update takes besides the layers, in layers.
+
+    Args:
+        head: Weights of the head.
+        layer: Weights of a layer.
+    """
+    return head / layer + _BESIDES
 
 
 def _besides(model: Any) -> float:
-    """What an update takes besides the layers, in layers: the head, and the rest."""
-    layer = sum(p.numel() for p in model.layers.parameters()) / len(model.layers)
-    return float(model.spec.vocab_size * model.spec.d_model / layer + _BESIDES)
+    layer = sum(p.numel() for p in model.layers[0].parameters())
+    return work_besides(model.lm_head.weight.numel(), layer)
 
 
 @torch.no_grad()

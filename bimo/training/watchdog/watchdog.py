@@ -103,7 +103,7 @@ class Watchdog(Callback):
         self.folder, self.decode = set_aside, decode
         self.snapshot_every, self.most_tries, self.stall_s = snapshot_every, tries, stall_s
         self.senses, self.good, self.overfitting = Senses(), GoodStates(), Overfitting()
-        self.probes: deque[tuple[Batch, float]] = deque(maxlen=_PROBES)
+        self.probes: deque[tuple[Batch, float]] = deque(maxlen=_PROBES)  # and what the model made of them: inf: unknown
         self.seconds: deque[float] = deque(maxlen=32)
         self.skipped: list[str] = []  # fingerprints of batches that were set aside
         self.tries = Tries()
@@ -181,7 +181,7 @@ class Watchdog(Callback):
     def on_changed(self, trainer: Trainer) -> None:
         self.senses.forget_state()
         self.senses.forget_spikes()
-        self.probes.clear()
+        self.probes = deque(((batch, math.inf) for batch, _ in self.probes), maxlen=_PROBES)
 
     def on_fault(self, trainer: Trainer, fault: Fault) -> bool:
         kind, tries = fault.kind, self.tries
@@ -297,8 +297,9 @@ class Watchdog(Callback):
         """Whether the model still knows what it knew of the last good batches."""
         normal = self.senses.loss
         allowed = max(normal.bar, 0.5) if math.isfinite(normal.bar) else 1.0
-        rises = [trainer.loss_of(batch) - loss for batch, loss in self.probes]
-        return all(map(math.isfinite, rises)) and (not rises or statistics.median(rises) <= allowed)
+        now = [trainer.loss_of(batch) for batch, _ in self.probes]
+        rises = [loss - before for loss, (_, before) in zip(now, self.probes, strict=True)]
+        return all(map(math.isfinite, now)) and (not rises or statistics.median(rises) <= allowed)
 
     def _go_back(self, trainer: Trainer, fault: Fault) -> None:
         """To the last good state; to an older one, with a lower rate, when that was not enough."""
