@@ -48,6 +48,7 @@ class Size:
         share: Of the peer's seconds that bimo gets.
         ours: bimo's shape, with no more parameters than the peer's.
         our_rows: Rows of a batch of bimo's.
+        every: Steps of bimo's between two looks at the held-out text.
     """
 
     layers: int
@@ -60,16 +61,15 @@ class Size:
     share: float
     ours: dict[str, Any]
     our_rows: int
+    every: int
 
 
 QWEN3 = {"tied_embeddings": False, "rope_theta": 1000.0}  # a context is short here
+OURS_SMALL = {"n_layers": 4, "n_heads": 4, "d_model": 128, "d_ff": 320, **QWEN3}
+OURS_LARGE = {"n_layers": 8, "n_heads": 5, "d_model": 320, "d_ff": 928, **QWEN3}
 SIZES = {
-    "small": Size(
-        4, 4, 128, 64, 12, 2000, 0.0, 1 / 6, {"n_layers": 4, "n_heads": 4, "d_model": 128, "d_ff": 320, **QWEN3}, 12
-    ),
-    "large": Size(
-        6, 6, 384, 256, 16, 0, 1800.0, 1 / 4, {"n_layers": 8, "n_heads": 5, "d_model": 320, "d_ff": 928, **QWEN3}, 8
-    ),
+    "small": Size(4, 4, 128, 64, 12, 2000, 0.0, 1 / 6, OURS_SMALL, 12, 20),
+    "large": Size(6, 6, 384, 256, 16, 0, 1800.0, 1 / 4, OURS_LARGE, 8, 60),
 }
 
 
@@ -175,7 +175,7 @@ def train_bimo(size: Size, text: Tensor, held_out: Tensor, seed: int, seconds: f
     spec = ModelSpec.from_dict({**size.ours, "vocab_size": BYTES, "context_length": size.context})
     settings = TrainingSettings(
         steps=10 * round(seconds), batch_size=size.our_rows, seed=seed, precision="fp32",
-        evaluate_every=20, callbacks=["short_rows", "growing_depth"],
+        evaluate_every=size.every, callbacks=["short_rows", "growing_depth"],
     )  # fmt: skip
     curve: list[tuple[float, float]] = []
 

@@ -6,7 +6,6 @@ the time is the schedule's. What was chosen, and why, is said and kept in run.ya
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,6 @@ from rich.console import Console
 from bimo.core import machine
 from bimo.core.batch import Batch
 from bimo.core.config import DataSettings, RunSettings
-from bimo.core.registry import name_and_parameters
 from bimo.core.spec import ModelSpec
 from bimo.data import Document
 from bimo.data.prepare import Prepared, Source
@@ -28,10 +26,8 @@ from bimo.recipes import Outcome, open_run, train
 from bimo.training import Callback, Event, Gradient, TimeBudget, Trainer
 from bimo.training import budget as choosing
 from bimo.training.budget import LADDER, Candidate, Pace
-from bimo.training.callbacks import GrowingDepth, callback_by_name
-from bimo.training.callbacks.growing_depth import work_besides
 from bimo.training.callbacks.progress import duration
-from bimo.training.plan import estimate, sizes
+from bimo.training.plan import average_cost, estimate, sizes
 
 _BYTES_PER_S = 3e6  # of text that are read, looked at and encoded, on two cores
 _PREPARING = 0.08  # of the budget that the preparation may take
@@ -155,16 +151,10 @@ class _Trial:
         middle = [shape for shape, _, _ in self.shapes].index(first.spec)
         tried = sorted({max(0, middle - 4), middle, min(len(self.shapes) - 1, middle + 2)})
         measured = [(self.shapes[i][2], self._pace(self.shapes[i][0])) for i in tried]
-        return choosing.rank(self.shapes, measured, seconds, unique, cost=self._average_cost)
+        return choosing.rank(self.shapes, measured, seconds, unique, cost=self._cost)
 
-    def _average_cost(self, spec: ModelSpec, parameters: int) -> float:
-        """Of an update, against one of the whole depth."""
-        names = self.settings.training.callbacks
-        made = (callback_by_name(text, {}) for text in names if name_and_parameters(text)[0] == "growing_depth")
-        head = spec.vocab_size * spec.d_model
-        layer = (parameters - head * (1 if spec.tied_embeddings else 2)) / spec.n_layers
-        besides = work_besides(head, layer)
-        return math.prod(c.average_cost(spec.n_layers, besides) for c in made if isinstance(c, GrowingDepth))
+    def _cost(self, spec: ModelSpec) -> float:
+        return average_cost(replace(self.settings, model=spec), sizes(spec))
 
     def _pace(self, spec: ModelSpec) -> Pace:
         """Train a model that is thrown away, for a moment."""

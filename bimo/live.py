@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -29,14 +29,12 @@ class Figures:
     """The figures that both views show.
 
     Attributes:
-        flops_per_token: Of the model, forward and backward.
         peak_flops: Measured on this machine, per second; 0 when unknown.
         promised_flops: By the data sheet of the GPU; 0 when unknown.
         losses: Loss of every step, in nats per token.
         pace: Speed and time left.
     """
 
-    flops_per_token: float
     peak_flops: float
     promised_flops: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -46,8 +44,8 @@ class Figures:
         self.losses.append(result.loss)
         self.pace.add(result)
 
-    def share_of_peak(self) -> str:
-        flops, shares = self.pace.tokens_per_second * self.flops_per_token, []
+    def share_of_peak(self, model: Any) -> str:
+        flops, shares = self.pace.tokens_per_second * model.flops_per_token(), []
         if self.promised_flops:
             shares.append(f"MFU {flops / self.promised_flops:.0%}")
         if self.peak_flops:
@@ -66,7 +64,7 @@ class PlainView(Callback):
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         self.figures.add(result)
         if result.step % trainer.settings.log_every == 0 or result.step in (1, trainer.settings.steps):
-            line = self.figures.pace.line(trainer, result, self.figures.share_of_peak())
+            line = self.figures.pace.line(trainer, result, self.figures.share_of_peak(trainer.model))
             self._line(f"step {result.step}/{trainer.settings.steps} · {line}")
 
     def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -133,7 +131,7 @@ class LiveView(Callback):
         facts.add_row("loss", f"{result.loss:.3f} nats/token")
         facts.add_row("held out", self.evaluation or "…")
         facts.add_row("speed", f"{self.figures.pace.tokens_per_second:,.0f} tokens/s")
-        facts.add_row("", self.figures.share_of_peak())
+        facts.add_row("", self.figures.share_of_peak(trainer.model))
         facts.add_row("left", self.figures.pace.time_left(trainer, result))
         top = Table.grid(expand=True, padding=(0, 2))
         width = max(20, self.console.width - 46)

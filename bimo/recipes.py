@@ -22,6 +22,7 @@ from bimo.core import machine
 from bimo.core.artifacts import RunDirectory, append_jsonl, sha256, write_text
 from bimo.core.config import RunSettings
 from bimo.core.errors import UserError
+from bimo.data.addresses import is_address
 from bimo.data.loader import Loader, evaluation_batches
 from bimo.data.packing import PackedRows
 from bimo.data.prepare import Prepared, open_prepared
@@ -139,6 +140,12 @@ def _restarted(settings: RunSettings) -> bool:
 
 def open_run(settings: RunSettings, *, resume: bool) -> RunDirectory:
     """The run's folder: new, or one that has not begun to train, or (to resume) one that has."""
+    if is_address(settings.folder):
+        raise UserError(
+            "a run's folder must lie on this machine",
+            where=settings.folder,
+            mend="Choose a local --folder; with --cluster, text may lie at any address.",
+        )
     run = RunDirectory(Path(settings.folder) / settings.name)
     if run.checkpoints.exists() and not resume and not _restarted(settings):
         raise UserError(
@@ -201,7 +208,7 @@ def _trainer(
         f"context {model.spec.context_length}; {training.steps} steps of "
         f"{training.batch_size * model.spec.context_length:,} tokens",
     )
-    figures = Figures(model.flops_per_token(), peak, promised_flops(device.value) * team.size)
+    figures = Figures(peak, promised_flops(device.value) * team.size)
     view: Callback = LiveView(console, figures) if console.is_terminal else PlainView(console, figures)
     watching = [EventsFile(run.events), FlightRecorder(run.flight)]
     watching += [Watchdog(run.set_aside)] if training.watchdog else []

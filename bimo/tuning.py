@@ -31,7 +31,7 @@ from bimo.training.trial import TrialClock, trial_settings
 from bimo.training.tune import Effort, Report, Tuned, Tuning, save
 
 _SWEEP_STEPS = (20, 100)  # fewer say nothing, more say no more
-_SWEEP_REACH = 300.0  # times and part of the recipe's rate
+_SWEEP_REACH = 300.0  # below the recipe's rate
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Trials:
         short = replace(settings, training=replace(settings.training, steps=_SWEEP_STEPS[1], warmup_steps=0))
         trainer, loader = self._trainer(short, settings.training.seed, [])
         rate = settings.training.learning_rate
-        limits = {"low": rate / _SWEEP_REACH, "high": min(1.0, rate * _SWEEP_REACH)}
+        limits = {"low": rate / _SWEEP_REACH}
         try:
             start = time.monotonic()
             find_rate(trainer, loader, **limits, steps=10)

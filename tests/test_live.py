@@ -38,7 +38,7 @@ def test_a_view_shows_loss_speed_time_left_and_sample(
     trainer = Trainer(
         lm,
         TrainingSettings(**{**settings.to_dict(), "evaluate_every": 1, "sample_every": 1}),
-        callbacks=[view(console, Figures(1e6, 1e11))],
+        callbacks=[view(console, Figures(1e11))],
         evaluate_fn=lambda model: {"bits_per_byte": 2.5},
         generate_fn=lambda model: "a sample text",
     )

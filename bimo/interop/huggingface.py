@@ -194,7 +194,8 @@ def empty_model(spec: ModelSpec, where: str, *, n_tensors: int, n_numbers: int) 
         with torch.device("meta"):
             model = GPT(spec)
         if any(buffer.is_meta for buffer in model.buffers()):  # of a module of the user
-            return GPT(spec)
+            model = GPT(spec)
+        model.untrained = False
         return model
     except (RuntimeError, ArithmeticError, ValueError) as error:  # of torch, or of numbers that go with no others
         raise UserError(f"there is no such model ({error})", where=where, mend=_AGAIN) from error

@@ -71,14 +71,15 @@ class GPT(nn.Module):
         backend: How attention is computed: "sdpa" (fused) or "math" (the oracle).
 
     Attributes:
-        depth: Layers that run, from the first on; fewer than there are only while a run lets some wait.
+        depth: Layers that run, from the first on, while a run lets the others wait; None: all.
         untrained: Whether the weights are still those that were drawn.
     """
 
     def __init__(self, spec: ModelSpec, backend: str = "sdpa") -> None:
         super().__init__()
         self.spec = spec
-        self.depth, self.untrained = spec.n_layers, False
+        self.depth: int | None = None
+        self.untrained = False
         padding = spec.padding_id if spec.padding_id >= 0 else None
         # Drawn below; torch's own draw of a model that waits for its weights would import its compiler.
         blank = torch.empty(spec.vocab_size, spec.d_model)
@@ -258,13 +259,14 @@ class GPT(nn.Module):
         Layers that wait are not counted.
         """
         spec = self.spec
-        weights = [p for block in self.blocks() for p in block.parameters()]
+        blocks = list(self.blocks())
+        weights = [p for block in blocks for p in block.parameters()]
         matrices = float(sum(p.numel() for p in weights if p.dim() == 2))
         if spec.n_experts:
             experts = sum(p.numel() for p in weights if p.dim() == 3)
             matrices += experts * spec.n_experts_per_token / spec.n_experts
         head = spec.vocab_size * spec.d_model
-        attention = self.depth * spec.n_heads * spec.head_dim * (context or spec.context_length)
+        attention = len(blocks) * spec.n_heads * spec.head_dim * (context or spec.context_length)
         return 6.0 * (matrices + head + attention)
 
 

@@ -5,6 +5,7 @@ Accumulation is exact: gradients are sums over tokens, divided by the count of t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -132,8 +133,8 @@ class Passes:
             yield from itertools.repeat(parts[0].without_weight(), count - len(parts))
 
     def attempt(self, batch: Batch) -> None:
-        """Compute the gradient of a (micro-)batch and forget it, to see how long it takes."""
-        with undisturbed(), self.execution.running(self.model, batch):
+        """Compute the gradient of a (micro-)batch at the whole depth and forget it, to see how long it takes."""
+        with undisturbed(), _whole(self.model), self.execution.running(self.model, batch):
             with self.execution.forgetting(self.model, batch):
                 loss = self.loss_sum(batch.to(self.device))
             loss.backward()
@@ -187,3 +188,14 @@ class Passes:
         limit = self.settings.grad_clip
         if limit and norm + 1e-6 > limit:  # as torch.nn.utils.clip_grad_norm_, without a pass that multiplies by one
             parallel.scale_gradients(self.model, limit / (norm + 1e-6))
+
+
+@contextlib.contextmanager
+def _whole(model: Any) -> Iterator[None]:
+    """Within it, no layer waits."""
+    depth = getattr(model, "depth", None)
+    model.depth = None
+    try:
+        yield
+    finally:
+        model.depth = depth

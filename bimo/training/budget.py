@@ -161,7 +161,7 @@ def rank(
     seconds: float,
     unique: float,
     rule: Rule = RULE,
-    cost: Callable[[ModelSpec, int], float] = lambda *_: 1.0,
+    cost: Callable[[ModelSpec], float] = lambda _: 1.0,
 ) -> list[Candidate]:
     """All shapes, the best first.
 
@@ -171,13 +171,13 @@ def rank(
         seconds: Time for updates.
         unique: Tokens of the text.
         rule: Constants.
-        cost: Of a shape and its weights: an average update against the measured ones, less where the depth grows.
+        cost: Of a shape: an average update against the measured ones, less where the depth grows.
     """
     if not shapes:
         raise UserError("no model fits into memory", mend="Close programs, or lower model.context_length.")
     found = []
     for spec, parameters, work in shapes:
-        pace, average = interpolated(work, measured), cost(spec, parameters)
+        pace, average = interpolated(work, measured), cost(spec)
         tokens = pace.tokens_in(seconds / average, rule)
         loss = expected_loss(parameters, tokens, unique, rule)
         found.append(Candidate(spec, parameters, pace, tokens, loss, average))

@@ -25,6 +25,7 @@ from bimo.core.config import TrainingSettings
 from bimo.core.spec import ModelSpec
 from bimo.model.gpt import Block
 from bimo.model.recompute import kept_is_little, recompute
+from bimo.training.callbacks.stopping import updates_left
 from bimo.training.faults import is_out_of_memory
 from bimo.training.inputs import Tell
 from bimo.training.losses.chunks import COMPILED
@@ -104,7 +105,7 @@ class Execution:
         if not way:
             if self.settings.execution == "auto" and self.device == "cpu" and state.step < _LOOK:
                 return
-            left_s = state.seconds / max(state.step, 1) * (passes.settings.steps - state.step)
+            left_s = state.seconds / max(state.step, 1) * updates_left(passes, state.step)
             way, reason = self._chosen(lambda: passes.attempt(batch), left_s)
         self.compiled, self.settled, state.execution = way == "compiled", True, way
         names = ", ".join(backend.name.lower().removesuffix("_attention") for backend in self.attention[:1])

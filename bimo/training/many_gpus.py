@@ -13,6 +13,7 @@ from bimo.core.config import RunSettings
 from bimo.core.errors import UserError
 from bimo.training.callbacks.progress import duration
 from bimo.training.datasheets import DeviceSheet, sheet
+from bimo.training.plan import average_cost, sizes
 from bimo.training.scale import (
     Layout,
     StepTime,
@@ -88,7 +89,8 @@ class DevicePlan:
     @property
     def total_s(self) -> float:
         """Updates, without failures."""
-        return self.settings.training.steps * self.ways[0].time.seconds
+        average = average_cost(self.settings, sizes(self.settings.model))
+        return self.settings.training.steps * self.ways[0].time.seconds * average
 
     @property
     def interval_s(self) -> float:

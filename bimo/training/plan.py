@@ -6,14 +6,18 @@ computed instead, from its shapes and the speed of the machine; that is less exa
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from bimo.core.config import RunSettings
+from bimo.core.registry import name_and_parameters
 from bimo.core.spec import GATED, ModelSpec
 from bimo.model.gpt import GPT
+from bimo.training.callbacks import GrowingDepth, callback_by_name
+from bimo.training.callbacks.growing_depth import work_besides
 from bimo.training.callbacks.progress import duration
 from bimo.training.probe import Measured
 
@@ -58,6 +62,15 @@ def sizes(spec: ModelSpec) -> Sizes:
     inside = spec.n_experts_per_token * inside * spec.d_expert // spec.d_ff if spec.n_experts else inside
     block = 2 * spec.d_model + 3 * width + 2 * kv_width + inside
     return Sizes(model.n_parameters(), matrices, model.flops_per_token(), spec.n_layers * block + 2 * spec.d_model)
+
+
+def average_cost(settings: RunSettings, own: Sizes) -> float:
+    """Of an update of the run, against one of the whole depth: less than 1 where the depth grows."""
+    named = [text for text in settings.training.callbacks if name_and_parameters(text)[0] == "growing_depth"]
+    spec = settings.model
+    besides = work_besides(spec.vocab_size * spec.d_model, own.matrices / spec.n_layers)
+    made = [callback_by_name(text, {}) for text in named]
+    return math.prod(c.average_cost(spec.n_layers, besides) for c in made if isinstance(c, GrowingDepth))
 
 
 @dataclass(frozen=True)
@@ -183,9 +196,10 @@ def computed_plan(settings: RunSettings, own: Sizes, facts: Facts, device: str, 
     memory = estimate(settings, own, device)
     step_s = own.flops_per_token * tokens_per_step(settings) / (facts.flops * _UTILISATION) if facts.flops else 0.0
     row_s = step_s / settings.training.batch_size / 3
-    found = Measured(step_s=step_s, evaluation_row_s=row_s)
+    found = Measured(step_s=step_s, evaluation_row_s=row_s, mean_cost=average_cost(settings, own))
     seconds = seconds_by_part(settings, facts, found)
-    return Plan(settings, own, facts, memory, seconds, step_s, False, note, advice(memory, facts, settings))
+    why = advice(memory, facts, settings)
+    return Plan(settings, own, facts, memory, seconds, step_s, False, note, why, found.mean_cost)
 
 
 def measured_plan(settings: RunSettings, own: Sizes, facts: Facts, found: Measured) -> Plan:

@@ -102,6 +102,7 @@ class Probe(Callback):
     evaluated_rows: int = 0
     lasted: float = 0.0
     device: str = "cpu"
+    at_the_end: bool = False
 
     def on_start(self, trainer: Trainer) -> None:
         self.started = self.clock()
@@ -109,7 +110,7 @@ class Probe(Callback):
         self.measured.baseline = max(0, _held(trainer.device) - self.measured.weights)
 
     def on_batch(self, trainer: Trainer, batch: Batch) -> Batch | None:
-        if not self.steps:
+        if not self.at_the_end:
             self._go_to_the_end(trainer)
         micro = trainer.micro_rows(batch)
         parts = _FIRST_PARTS
@@ -169,6 +170,7 @@ class Probe(Callback):
 
     def _go_to_the_end(self, trainer: Trainer) -> None:
         """Memory and time are those of the model at its whole depth."""
+        self.at_the_end = True
         self.measured.mean_cost = mean_cost(trainer)
         for growing in (callback for callback in trainer.callbacks if isinstance(callback, GrowingDepth)):
             growing.grow(trainer, len(trainer.model.layers))

@@ -169,6 +169,7 @@ class Trainer(Passes):
         try:
             if self.state.settled == self.state.step:  # else a signal came between an update and its evaluation
                 self._tell("on_step", self.step(batches))
+                self._agree_on_steps()
             self._settle()
         except Fault as fault:
             self._put_back()
@@ -178,6 +179,12 @@ class Trainer(Passes):
             self._put_back()
         self.stop_requested = self.team.agreed_word(self._signals.received or self.stop_requested)
         self._signals.hear(self.stop_requested)
+
+    def _agree_on_steps(self) -> None:
+        """A budget fits the steps to a clock, and clocks differ: those of the first process count."""
+        if not self.team.alone:
+            steps = int(self.team.gathered([self.settings.steps])[0][0])
+            self.settings = replace(self.settings, steps=steps)
 
     @property
     def interrupted(self) -> str:

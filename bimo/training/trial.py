@@ -14,6 +14,7 @@ from bimo.core import machine
 from bimo.core.config import TrainingSettings
 from bimo.core.registry import name_and_parameters
 from bimo.training.callbacks.protocol import Callback, Event, StepResult
+from bimo.training.callbacks.stopping import cost_of, steps_for
 from bimo.training.search import POINTS, Curve
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class TrialClock(Callback):
         self.seconds, self.report, self.clock = seconds, report, clock
         self.start = 0.0
         self.warmup_share = 0.0
-        self.point = 0
+        self.point, self.work = 0, 0.0
         self.loss = math.inf
         self.ended = ""
 
@@ -73,9 +74,9 @@ class TrialClock(Callback):
         if result.step == 1:  # the first step may have waited for a compiler
             self.start = self.clock()
             return
+        self.work += cost_of(trainer, (result.step - 1) / trainer.settings.steps)
         elapsed = self.elapsed
-        left = max(0.0, self.seconds - elapsed)
-        steps = max(result.step, round(1 + (result.step - 1) * (1 + left / max(elapsed, 1e-9))))
+        steps = steps_for(trainer, result.step, self.work * max(0.0, self.seconds / max(elapsed, 1e-9) - 1))
         trainer.settings = replace(trainer.settings, steps=steps, warmup_steps=round(self.warmup_share * steps))
 
     def on_settled(self, trainer: Trainer) -> None:

@@ -29,6 +29,7 @@ Sweep = Callable[[float], float | None]
 """Look for a learning rate within some seconds; None: there was no time, or none was found."""
 _SWEEP_SHARE = 0.06  # of the budget
 _SHORTEST_TRIAL_S = 2.0
+_LEAST_LAST = 0.4  # of a trial's time; shorter runs would say little of what the trials have found
 # Two-sided 95 % quantile of Student's t by degrees of freedom.
 _T95 = {2: 4.303, 4: 2.776, 6: 2.447, 8: 2.306, 10: 2.228, 12: 2.179, 14: 2.145, 16: 2.120, 18: 2.101}
 
@@ -229,6 +230,16 @@ class Tuning:
         self.tell(str(gain))
         return Tuned(search.rows(), best, settings, gain)
 
+    def _last_s(self) -> float:
+        """Seconds of each of the last runs: those of a trial, or fewer where the machine has become slower."""
+        search = self.search
+        seconds = float(search.remembered("last_s", 0.0))
+        if not seconds:
+            each = (self.effort.budget_s - self.spent) / (2 * self.effort.seeds * self.slowness)
+            seconds = min(search.trial_s, max(_LEAST_LAST * search.trial_s, each))
+            search.remember("last_s", seconds)
+        return seconds
+
     def _again(self, row: Row, seed: int) -> float:
         """The loss of a trial's choice with another seed; looked up when an earlier session has trained it."""
         search = self.search
@@ -236,7 +247,7 @@ class Tuning:
         key = f"{row.number} {seed}"
         if key not in compared:
             settings = search.space.applied(search.settings, row.choice)
-            compared[key] = self.measure(settings, search.trial_s, seed, lambda point, loss: False).loss
+            compared[key] = self.measure(settings, self._last_s(), seed, lambda point, loss: False).loss
             search.remember("compared", compared)
             search.remember("spent_s", self.spent)
             self.tell(f"again with seed {seed}: trial {row.number}: loss {compared[key]:.4f}")

@@ -23,10 +23,11 @@ from torch import Tensor
 from bimo import GPT, ModelSpec, Trainer, TrainingSettings
 from bimo.core.batch import Batch
 from bimo.core.config import ParallelSettings
-from bimo.training import Callback, Checkpoints, Event, StepResult, backward, launch
+from bimo.training import Callback, Checkpoints, Event, StepResult, TimeBudget, backward, launch
 from bimo.training.parallel import reshard
 from bimo.training.parts import is_part, local
 from bimo.training.resuming import state_of
+from bimo.training.state import model_state
 from bimo.training.streams import BatchStream
 from bimo.training.team import Team
 
@@ -89,7 +90,7 @@ class Seen(Callback):
             self.events.append(event.kind)
 
     def on_changed(self, trainer: Trainer) -> None:
-        self.depths.append(trainer.model.depth)
+        self.depths.append(len(list(trainer.model.blocks())))
 
 
 def model(spec: ModelSpec = SPEC) -> GPT:
@@ -115,6 +116,18 @@ def trainer(
 
 def digest(state: dict[str, Tensor]) -> dict[str, list[float]]:
     return {name: tensor.double().flatten().tolist() for name, tensor in state.items()}
+
+
+class OwnClock(TimeBudget):
+    """A time whose clock runs faster in each further process."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        super().__init__(30.0, clock=lambda: self.now)
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        self.now += 1.0 + 0.4 * trainer.team.rank
+        super().on_step(trainer, result)
 
 
 Job = Callable[[Team, Path], dict[str, Any]]
@@ -170,6 +183,10 @@ def every_mode(_: Team, folder: Path) -> dict[str, Any]:
             made, seen = trainer(folder / name if optimizer == "adamw" else None, optimizer=optimizer)
             made.fit(stream())
             found[run] = {**vars(seen), "kept": kept(made)}
+    with launch.joined(None, "cpu"):
+        made, seen = trainer(None, OwnClock(), steps=20)
+        made.fit(stream())
+        found["clocks"] = {**vars(seen), "steps": made.state.step, "weights": digest(model_state(made.model))}
     with launch.joined(None, "cpu"):
         made, seen = trainer()
         backward.parallel.reduce_gradients = lambda *_: None  # type: ignore[attr-defined]  # the control

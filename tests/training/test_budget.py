@@ -104,6 +104,14 @@ def test_fitted_settings_take_the_time() -> None:
     assert settings.training.learning_rate == RunSettings().training.learning_rate, "Muon's rate holds for every width"
 
 
+def test_a_depth_that_grows_leaves_time_for_more_tokens() -> None:
+    plain = rank(SHAPES, machine(6e10), 600, PLENTY)[0]
+    growing = rank(SHAPES, machine(6e10), 600, PLENTY, cost=lambda spec: 0.5)[0]
+    assert growing.tokens / growing.pace.tokens_in(600) == pytest.approx(2, rel=0.05)
+    assert growing.parameters >= plain.parameters
+    assert growing.loss < plain.loss
+
+
 def test_adamw_gets_a_lower_rate_for_a_wider_model() -> None:
     plain = RunSettings(training=TrainingSettings(optimizer="adamw"))
     ranked = sorted(rank(SHAPES, machine(6e10), 600, PLENTY), key=lambda c: c.spec.d_model)

@@ -352,6 +352,13 @@ def test_a_search_for_the_rate_takes_everything_back(run: Run) -> None:
     assert difference(before, state_of(trainer)), "the control: one update is seen"
 
 
+def test_a_search_for_muon_stays_where_its_equal_steps_mean_something(run: Run) -> None:
+    report = find_rate(run.trainer([]), batches(), steps=20)
+    assert report.rates[-1] <= 0.12
+    beyond = find_rate(run.trainer([]), batches(), high=1.0, steps=20)
+    assert beyond.rates[-1] > 0.12, "the control: nothing explodes there"
+
+
 def test_a_search_ends_when_the_loss_explodes(run: Run) -> None:
     report = find_rate(run.trainer([]), batches(), low=1e-4, high=1e6, steps=30)
     assert len(report.losses) < 30, "long before the last rate"

@@ -17,8 +17,18 @@ from bimo import GPT, ModelSpec, Trainer, TrainingSettings
 from bimo.core.batch import Batch
 from bimo.core.errors import UserError
 from bimo.core.registry import register
+from bimo.testing.callbacks import check_callback
 from bimo.testing.runs import difference, weights_of
-from bimo.training import Callback, Checkpoints, Event, GrowingDepth, StepResult, TimeBudget, WeightAverage
+from bimo.training import (
+    Callback,
+    Checkpoints,
+    Event,
+    GrowingDepth,
+    RateFinder,
+    StepResult,
+    TimeBudget,
+    WeightAverage,
+)
 from bimo.training.callbacks.stopping import mean_cost
 from bimo.training.resuming import restore, state_of
 from bimo.training.state import copied
@@ -47,6 +57,10 @@ def model(spec: ModelSpec = SPEC) -> GPT:
     return gpt
 
 
+def depth_of(trainer: Trainer) -> int:
+    return len(list(trainer.model.blocks()))
+
+
 class Seen(Callback):
     """Depths, losses and events of a run."""
 
@@ -56,7 +70,7 @@ class Seen(Callback):
         self.events: list[Event] = []
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
-        self.depths.append(trainer.model.depth)
+        self.depths.append(depth_of(trainer))
         self.losses.append(result.loss)
 
     def on_event(self, trainer: Trainer, event: Event) -> None:
@@ -104,13 +118,13 @@ def test_while_layers_wait_the_whole_model_is_the_shallow_one() -> None:
         def on_settled(self, trainer: Trainer) -> None:
             gpt, ids = trainer.model, batch(99).ids
             with torch.no_grad():
-                shallow, gpt.depth, depth = gpt(ids), len(gpt.layers), gpt.depth
+                shallow, gpt.depth, depth = gpt(ids), None, gpt.depth
                 whole.append(float((gpt(ids) - shallow).abs().max()))
                 gpt.depth = depth
 
     trainer = run(GrowingDepth(0.7), Compare(), StopAt(30)).fit(stream())
     assert max(whole) == 0.0, "what is saved on the way is what was judged"
-    assert trainer.model.depth == 4, "afterwards all layers run"
+    assert depth_of(trainer) == 4, "afterwards all layers run"
 
 
 def test_growing_starts_from_what_was_learned() -> None:
@@ -123,7 +137,7 @@ def test_growing_starts_from_what_was_learned() -> None:
         assert seen.losses[i] - seen.losses[i - 1] < 0.5 * (fresh - seen.losses[i - 1]), "not back to the beginning"
 
 
-@pytest.mark.parametrize("at", [3, 22, 36], ids=["one layer", "two layers", "all layers"])
+@pytest.mark.parametrize("at", [3, 22, 30, 36], ids=["one layer", "before it grows", "two layers", "all layers"])
 def test_a_resumed_run_ends_like_the_unbroken_one(at: int, tmp_path: Path) -> None:
     whole = run(GrowingDepth(0.7)).fit(stream())
     run(GrowingDepth(0.7), StopAt(at), Checkpoints(), folder=tmp_path).fit(stream())
@@ -170,19 +184,33 @@ def test_a_loaded_model_counts_as_trained() -> None:
     assert not gpt.untrained
 
 
-def test_layers_that_cannot_be_made_to_wait_are_trained_from_the_beginning() -> None:
-    class Stubborn(nn.Module):
-        """Adds something whatever its weights are."""
+class Stubborn(nn.Module):
+    """Adds something whatever its weights are."""
 
-        def __init__(self, spec: ModelSpec) -> None:
-            super().__init__()
-            self.down_proj = nn.Linear(spec.d_model, spec.d_model)
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.down_proj = nn.Linear(spec.d_model, spec.d_model)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.down_proj(x) + x.sin()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(x) + x.sin()
 
-    register("feedforward", "stubborn_for_growth")(Stubborn)
-    seen, gpt = Seen(), model(replace(SPEC, feedforward="stubborn_for_growth"))
+
+class Choosy(Stubborn):
+    """Takes no short text."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] < 16:
+            raise ValueError("too short")
+        return self.down_proj(x)
+
+
+register("feedforward", "stubborn_for_growth")(Stubborn)
+register("feedforward", "choosy_for_growth")(Choosy)
+
+
+@pytest.mark.parametrize("feedforward", ["stubborn_for_growth", "choosy_for_growth"])
+def test_layers_that_cannot_be_made_to_wait_are_trained_from_the_beginning(feedforward: str) -> None:
+    seen, gpt = Seen(), model(replace(SPEC, feedforward=feedforward))
     before = copied(weights_of(gpt))
     growing = GrowingDepth(0.7)
     trainer = run(growing, seen, gpt=gpt)
@@ -192,13 +220,61 @@ def test_layers_that_cannot_be_made_to_wait_are_trained_from_the_beginning() -> 
     assert set(seen.depths) == {4}
 
 
+KINDS = {
+    "tied": replace(SPEC, tied_embeddings=True),
+    "norms after the parts": replace(SPEC, norm_placement="post"),
+    "parts side by side": replace(SPEC, parallel_blocks=True, biases="all"),
+    "windows": replace(SPEC, window=4, full_layers=(1, 3)),
+    "experts, but for the first layer": replace(SPEC, n_experts=4, n_experts_per_token=2, dense_layers=(0,)),
+    "one layer": replace(SPEC, n_layers=1),
+    "five layers": replace(SPEC, n_layers=5),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_grows_under_the_watchdog(kind: str) -> None:
+    seen = Seen()
+    trainer = run(GrowingDepth(0.5), seen, gpt=model(KINDS[kind]), steps=100).fit(stream())
+    assert {event.kind for event in seen.events} <= {"grown"}
+    outputs = [
+        p for name, p in trainer.model.named_parameters() if name.endswith(("o_proj.weight", "down_proj.weight"))
+    ]
+    assert seen.depths[-1] == len(trainer.model.layers)
+    assert all(p.abs().sum() > 0 for p in outputs), "no layer is left behind"
+
+
+def test_a_run_that_goes_on_without_it_trains_the_layers_that_waited(tmp_path: Path) -> None:
+    run(GrowingDepth(0.7), StopAt(18), Checkpoints(), folder=tmp_path).fit(stream())
+    seen = Seen()
+    rest = run(seen)
+    rest.resume(tmp_path / "step-00000018")
+    rest.fit(stream())
+    assert seen.depths[-1] == 4
+    assert not {event.kind for event in seen.events} & {"went back", "gave up"}
+    assert float(rest.model.layers[3].mlp.down_proj.weight.detach().norm()) > 0
+
+
+def test_a_run_that_ends_while_layers_wait_says_so() -> None:
+    seen = Seen()
+    run(GrowingDepth(0.7), seen, StopAt(5)).fit(stream())
+    assert "3 of 4 layers wait" in str(seen.events[-1])
+
+
+def test_a_callback_that_is_used_again_looks_again() -> None:
+    growing, seen = GrowingDepth(0.7), Seen()
+    run(growing, StopAt(30)).fit(stream())
+    trained = run().fit(stream()).model
+    run(growing, seen, gpt=trained).fit(stream())
+    assert set(seen.depths) == {4}
+
+
 @pytest.mark.parametrize("told", [True, False], ids=["told", "control: not told"])
 def test_the_watchdog_takes_growth_for_no_damage(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not told:
         monkeypatch.setattr(Trainer, "changed", Trainer.event)
     seen = Seen()
     with nullcontext() if told else pytest.raises(UserError, match="has jumped"):
-        run(GrowingDepth(0.5), seen, steps=120).fit(stream())
+        run(GrowingDepth(0.5), seen, steps=120, learning_rate=0.1, weight_decay=0.0).fit(stream())  # large weights
     assert ({e.kind for e in seen.events} == {"grown"}) == told
 
 
@@ -222,7 +298,7 @@ def test_a_budget_knows_that_deep_updates_take_longer(growing: bool) -> None:
 
     class Clock(Callback):
         def on_step(self, trainer: Trainer, result: StepResult) -> None:
-            now[0] += 0.1 * (0.3 + 0.15 + trainer.model.depth)
+            now[0] += 0.1 * (0.3 + 0.15 + depth_of(trainer))
             steps.append(trainer.settings.steps)
 
     class Unknown(GrowingDepth):
@@ -235,6 +311,18 @@ def test_a_budget_knows_that_deep_updates_take_longer(growing: bool) -> None:
     assert 95 <= now[0] <= 103
     spread = (max(steps[60:]) - min(steps[60:])) / steps[-1]
     assert (spread < 0.25) == growing, "the number of steps is foreseen, so that the schedule does not jump"
+
+
+def test_a_search_for_the_rate_leaves_the_model_untrained() -> None:
+    seen = Seen()
+    gpt = model()
+    trainer = run(RateFinder(steps=12), GrowingDepth(0.7), seen, gpt=gpt).fit(stream())
+    assert sorted(set(seen.depths)) == [1, 2, 4]
+    assert not trainer.model.untrained
+
+
+def test_it_keeps_the_contract_of_a_callback() -> None:
+    assert "resume" in check_callback("growing_depth")
 
 
 @pytest.mark.parametrize("make", [lambda: GrowingDepth(1.0), lambda: GrowingDepth(least=0)])

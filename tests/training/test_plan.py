@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -166,10 +167,10 @@ def batches(rows: int = 8):  # type: ignore[no-untyped-def]
         yield Batch(ids, ids, torch.ones(ids.shape))
 
 
-def probed(seconds: float, **training: int) -> Probe:
-    settings = TrainingSettings(steps=1000, batch_size=8, micro_batch_size=1, threads=1, **training)  # type: ignore[arg-type]
+def probed(seconds: float, layers: int = 2, **training: Any) -> Probe:
+    settings = TrainingSettings(steps=1000, batch_size=8, micro_batch_size=1, threads=1, **training)
     probe = Probe(seconds)
-    spec = ModelSpec(vocab_size=64, context_length=32, n_layers=2, d_model=32, n_heads=2)
+    spec = ModelSpec(vocab_size=64, context_length=32, n_layers=layers, d_model=32, n_heads=2)
     trainer = Trainer(GPT(spec), settings, callbacks=[probe], evaluate_fn=lambda model: {"loss": 1.0})
     with contextlib.suppress(ProbeEnded):  # raised where evaluating would take too long
         trainer.fit(batches())
@@ -196,6 +197,15 @@ def test_good_states_of_a_long_run_are_there_in_the_probe() -> None:
     assert found.good_states >= 2 * (found.weights + found.optimizer), "two states, each with weights and moments"
     assert found.best_weights == found.weights, "and those of the best evaluation"
     assert found.evaluation_row_s > 0
+
+
+def test_a_run_whose_depth_grows_is_measured_at_its_whole_depth() -> None:
+    growing, plain = (probed(60.0, layers=8, callbacks=names).finish() for names in (["growing_depth"], []))
+    assert growing.optimizer == plain.optimizer, "every layer has its moments"
+    assert growing.mean_cost < 0.6 < plain.mean_cost == 1
+    settings = RunSettings(training=TrainingSettings(steps=100))
+    seconds = seconds_by_part(settings, Facts(), Measured(step_s=2.0, mean_cost=growing.mean_cost))
+    assert seconds["updates"] == pytest.approx(200 * growing.mean_cost)
 
 
 def test_time_adds_up() -> None:

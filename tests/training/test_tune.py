@@ -94,6 +94,25 @@ def test_layers_that_are_named_by_number_keep_their_depth() -> None:
     assert {fields.get("n_layers", 4) for fields in make_space(replace(RECIPE, model=model)).shapes.values()} == {4}
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_last_runs_are_shorter_where_the_machine_has_become_slower(tmp_path: Path, fast: bool) -> None:
+    class Slowing(Landscape):
+        """Half of the way through, something else wants the cores."""
+
+        def measure(self, settings: RunSettings, seconds: float, seed: int, report: Report) -> Curve:
+            before = self.now
+            curve = super().measure(settings, seconds, seed, report)
+            if before > 500 and not fast:
+                self.now += 1.5 * (self.now - before)
+            return curve
+
+    land = Slowing()
+    search = tuning(tmp_path, land, Effort(1000, seeds=3))
+    search.run(lambda seconds: 3e-3)
+    assert land.now <= 1100
+    assert (search.search.remembered("last_s", 0.0) == search.search.trial_s) == fast
+
+
 def test_the_search_finds_a_better_rate_within_its_time(tmp_path: Path) -> None:
     land = Landscape()
     tuned = searched(tmp_path, land, Effort(1000, seeds=3))

@@ -8,6 +8,7 @@ what passes them, so whatever is saved on the way is the model that was judged.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from bimo.core.batch import Batch
 from bimo.core.errors import UserError
+from bimo.training import parallel
 from bimo.training.callbacks.protocol import Callback
 from bimo.training.parts import local
 from bimo.training.randomness import undisturbed
@@ -46,23 +48,31 @@ class GrowingDepth(Callback):
             )
         self.share, self.least, self.depth = share, least, 0
         self._model: Any = None
+        self._besides = 0.0
 
     def on_start(self, trainer: Trainer) -> None:
         model = self._model = trainer.model
+        layers = len(model.layers)
+        if not trainer.state.step:
+            self.depth, self._besides = 0, 0.0
         if not self.depth:
             why = self._obstacle(trainer)
-            self.depth = len(model.layers) if why else self._stages(len(model.layers), _besides(model))[0][0]
+            self.depth = layers if why else self._depth_at(trainer, 0.0)
             if not why and not self._let_wait(model):
-                why, self.depth = "a layer cannot be made to pass on what it gets", len(model.layers)
+                why, self.depth = "one cannot be made to pass on what it gets", layers
             if why:
                 trainer.event("depth does not grow", what=f"all layers are trained from the beginning: {why}")
-        model.depth = self.depth
+        self._show()
 
     def on_batch(self, trainer: Trainer, batch: Batch) -> None:
         if self._model is not None:
             self.grow(trainer, self._depth_at(trainer, trainer.state.step / trainer.settings.steps))
 
     def on_end(self, trainer: Trainer) -> None:
+        layers = len(trainer.model.layers)
+        if 0 < self.depth < layers:
+            what = f"the run ends while {layers - self.depth} of {layers} layers wait: they add nothing to the model"
+            trainer.event("layers wait", what=what)
         self._release()
 
     def on_error(self, trainer: Trainer) -> None:
@@ -70,10 +80,14 @@ class GrowingDepth(Callback):
 
     def step_cost(self, trainer: Trainer, share: float) -> float:
         layers, depth = len(trainer.model.layers), self._depth_at(trainer, share)
-        if depth == layers:
-            return 1.0
-        besides = _besides(trainer.model)
-        return (besides + depth) / (besides + layers)
+        return 1.0 if depth == layers else (self._besides + depth) / (self._besides + layers)
+
+    def average_cost(self, n_layers: int, besides: float) -> float:
+        """Of an update of a run that grows, against one at its end; `besides`: of `work_besides`."""
+        stages = self._stages(n_layers, besides)
+        costs = [(besides + depth) / (besides + n_layers) for depth, _ in stages]
+        ends = [0.0, *(end for _, end in stages)]
+        return sum(cost * (end - begin) for cost, begin, end in zip(costs, ends, ends[1:], strict=False))
 
     def grow(self, trainer: Trainer, depth: int) -> None:
         """Train so many layers from now on: those that have waited become copies of the ones below, momentum included.
@@ -87,7 +101,8 @@ class GrowingDepth(Callback):
         layers, now = trainer.model.layers, self.depth
         for new in range(now, depth):
             _copy(layers[new % now], layers[new], trainer.optimizer)
-        self.depth = trainer.model.depth = depth
+        self.depth = depth
+        self._show()
         trainer.changed("grown", what=f"from {now} to {depth} layers after step {trainer.state.step}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,13 +110,17 @@ class GrowingDepth(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.depth = state["depth"]
-        if self._model is not None:  # a rollback, perhaps to before it grew
-            self._model.depth = self.depth
+        self._show()  # a rollback, perhaps to before it grew
+
+    def _show(self) -> None:
+        """Let the model run as many layers as are trained."""
+        if self._model is not None:
+            self._model.depth = self.depth if self.depth < len(self._model.layers) else None
 
     def _release(self) -> None:
         """The model runs all of its layers again; those that still wait change nothing."""
         if self._model is not None:
-            self._model.depth = len(self._model.layers)
+            self._model.depth = None
             self._model = None
 
     def _obstacle(self, trainer: Trainer) -> str:
@@ -114,33 +133,31 @@ class GrowingDepth(Callback):
 
     def _let_wait(self, model: Any) -> bool:
         """Make the layers from `depth` on pass on what they get; False, and nothing changed, where that fails."""
-        kept: list[tuple[Tensor, Tensor]] = []
+        waiting = [
+            p for layer in model.layers[self.depth :] for name, p in layer.named_parameters() if _is_output(name)
+        ]
+        kept = [local(parameter).clone() for parameter in waiting]
+        training, same = model.training, False
         with undisturbed(), torch.no_grad():
-            for layer in model.layers[self.depth :]:
-                for name, parameter in layer.named_parameters():
-                    if any(output in name for output in _OUTPUTS):
-                        own = local(parameter)
-                        kept.append((own, own.clone()))
-                        own.zero_()
+            for parameter in waiting:
+                local(parameter).zero_()
             ids = torch.arange(8, device=model.embed_tokens.weight.device)[None] % model.spec.vocab_size
             ids = ids[:, : model.spec.context_length]
             model.eval()
-            whole = model.hidden(ids)
-            model.depth = self.depth
-            part = model.hidden(ids)
-            model.depth = len(model.layers)
-            model.train()
-            if float((whole - part).abs().max()) <= _SAME * float(whole.abs().max()):
-                return True
-            for own, before in kept:
-                own.copy_(before)
-        return False
-
-    def average_cost(self, n_layers: int, besides: float) -> float:
-        """Of an update of a run that grows, against one at its end; `besides`: of `work_besides`."""
-        costs = [(besides + depth) / (besides + n_layers) for depth, _ in self._stages(n_layers, besides)]
-        ends = [0.0, *(end for _, end in self._stages(n_layers, besides))]
-        return sum(cost * (end - begin) for cost, begin, end in zip(costs, ends, ends[1:], strict=False))
+            try:
+                whole = model.hidden(ids)
+                model.depth = self.depth
+                same = float((whole - model.hidden(ids)).abs().max()) <= _SAME * float(whole.abs().max())
+            except Exception:  # whatever a module of the user's does not like: all layers can still be trained
+                same = False
+            finally:
+                model.depth = None
+                model.train(training)
+                parallel.reshard(model)
+            if not same:
+                for parameter, before in zip(waiting, kept, strict=True):
+                    local(parameter).copy_(before)
+        return same
 
     def _stages(self, n_layers: int, besides: float) -> list[tuple[int, float]]:
         """Depths, each with the share of the steps at which it ends."""
@@ -156,7 +173,10 @@ class GrowingDepth(Callback):
         layers = trainer.model.layers
         if self.depth == len(layers):
             return self.depth
-        stages = self._stages(len(layers), _besides(trainer.model))
+        if not self._besides:
+            layer = sum(parameter.numel() for parameter in layers.parameters()) / len(layers)
+            self._besides = work_besides(trainer.model.lm_head.weight.numel(), layer)
+        stages = self._stages(len(layers), self._besides)
         return max(self.depth, next((depth for depth, end in stages if share < end), len(layers)))
 
 
@@ -170,21 +190,21 @@ def work_besides(head: float, layer: float) -> float:
     return head / layer + _BESIDES
 
 
-def _besides(model: Any) -> float:
-    layer = sum(p.numel() for p in model.layers[0].parameters())
-    return work_besides(model.lm_head.weight.numel(), layer)
+def _is_output(name: str) -> bool:
+    return any(output in name for output in _OUTPUTS)
 
 
 @torch.no_grad()
 def _copy(below: nn.Module, above: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Weights and the optimizer's memory of one layer for another; one of another shape keeps its own."""
-    sources, targets = dict(below.named_parameters()), dict(above.named_parameters())
-    if {name: p.shape for name, p in sources.items()} != {name: p.shape for name, p in targets.items()}:
+    sources, targets = _tensors(below), _tensors(above)
+    if {name: t.shape for name, t in sources.items()} != {name: t.shape for name, t in targets.items()}:
         return
     for name, source in sources.items():
         local(targets[name]).copy_(local(source))
-        state = optimizer.state.get(source)
-        if state:
-            optimizer.state[targets[name]] = {
-                key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()
-            }
+        if optimizer.state.get(source):
+            optimizer.state[targets[name]] = copy.deepcopy(optimizer.state[source])
+
+
+def _tensors(layer: nn.Module) -> dict[str, Tensor]:
+    return {**dict(layer.named_parameters()), **dict(layer.named_buffers())}

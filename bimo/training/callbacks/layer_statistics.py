@@ -18,6 +18,7 @@ from bimo.core.errors import UserError
 from bimo.training.callbacks.protocol import Callback, Gradient
 from bimo.training.callbacks.records import continue_log
 from bimo.training.faults import Fault
+from bimo.training.parts import is_part
 
 if TYPE_CHECKING:
     from bimo.training.trainer import Trainer
@@ -92,6 +93,15 @@ class GradientStatistics(_Statistics):
 
     kind = "gradient"
 
+    def on_start(self, trainer: Trainer) -> None:
+        if any(is_part(parameter) for parameter in trainer.model.parameters()):
+            raise UserError(
+                "weights that lie in parts have no gradient in one place",
+                where="gradient_statistics",
+                mend="Leave it out, or train with parallel.data alone.",
+            )
+        super().on_start(trainer)
+
     def on_gradient(self, trainer: Trainer, gradient: Gradient) -> bool | None:
         if self.due(trainer):
             measured: dict[str, list[Tensor]] = {}
@@ -114,6 +124,15 @@ class ActivationStatistics(_Statistics):
         super().__init__(every, folder)
         self._hooks: list[RemovableHandle] = []
         self._measured: dict[str, list[Tensor]] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        if trainer.team.tensor > 1:
+            raise UserError(
+                "layers that several processes share have no activations in one place",
+                where="activation_statistics",
+                mend="Leave it out, or set parallel.tensor to 1.",
+            )
+        super().on_start(trainer)
 
     def on_batch(self, trainer: Trainer, batch: Batch) -> Batch | None:
         self._stop_listening()  # a step may have failed before its gradient

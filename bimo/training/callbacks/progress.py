@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bimo.training.callbacks.protocol import Callback, StepResult
+from bimo.training.callbacks.stopping import updates_left
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +28,7 @@ class Pace:
         self.tokens_per_second = 0.9 * self.tokens_per_second + 0.1 * speed if self.tokens_per_second else speed
 
     def time_left(self, trainer: Trainer, result: StepResult) -> str:
-        steps_left = trainer.settings.steps - result.step
-        return duration(steps_left * result.tokens / max(self.tokens_per_second, 1e-9))
+        return duration(updates_left(trainer, result.step) * result.tokens / max(self.tokens_per_second, 1e-9))
 
     def line(self, trainer: Trainer, result: StepResult, more: str = "") -> str:
         """Loss, speed and time left, in a line."""

@@ -14,6 +14,7 @@ from bimo.core.errors import UserError
 from bimo.training.callbacks.protocol import Callback
 from bimo.training.faults import Fault
 from bimo.training.inputs import as_stream
+from bimo.training.muon import Muon
 from bimo.training.randomness import seed_everything
 from bimo.training.resuming import restore, state_of
 from bimo.training.signals import Abandoned
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from bimo.training.trainer import Trainer
 
 _MEMORY = 0.9  # of the smoothed loss
+_HIGH, _HIGH_MUON = 1.0, 0.12  # last rates of a sweep
 _EXPLODED = 2.0  # times the lowest loss: the sweep ends
 
 
@@ -59,7 +61,7 @@ class RateReport:
 
 
 def find_rate(
-    trainer: Trainer, data: Any = None, targets: Any = None, *, low: float = 1e-6, high: float = 1.0, steps: int = 100
+    trainer: Trainer, data: Any = None, targets: Any = None, *, low: float = 1e-6, high: float = 0.0, steps: int = 100
 ) -> RateReport:
     """Train with a rate that rises from update to update until the loss explodes, and take all of it back.
 
@@ -70,12 +72,13 @@ def find_rate(
         data: As for `Trainer.fit`; None: what the trainer reads already.
         targets: As for `Trainer.fit`.
         low: First rate.
-        high: Last rate; seldom reached.
+        high: Last rate; seldom reached. 0: 1, or for Muon, whose equal steps no rate lets explode at once, 0.12.
         steps: Updates from the first to the last rate, each higher than the one before by the same factor.
 
     Raises:
         UserError: The data cannot be read again, or the loss falls at no rate.
     """
+    high = high or (_HIGH_MUON if isinstance(trainer.optimizer, Muon) else _HIGH)
     if not 0 < low < high or steps < 10:
         raise UserError(f"a sweep needs 0 < low < high and 10 steps, not {low}, {high} and {steps}", where="find_rate")
     if data is not None:
@@ -93,7 +96,7 @@ class RateFinder(Callback):
 
     Args:
         low: First rate of the sweep.
-        high: Last rate.
+        high: Last rate; 0: as for `find_rate`.
         steps: Updates in between.
 
     Attributes:
@@ -101,7 +104,7 @@ class RateFinder(Callback):
         factor: What the rates of the run were multiplied by; 0: not yet known.
     """
 
-    def __init__(self, low: float = 1e-6, high: float = 1.0, steps: int = 100) -> None:
+    def __init__(self, low: float = 1e-6, high: float = 0.0, steps: int = 100) -> None:
         self.low, self.high, self.steps = low, high, steps
         self.report: RateReport | None = None
         self.factor = 0.0
@@ -135,7 +138,7 @@ class RateFinder(Callback):
 def _taken_back(trainer: Trainer) -> Iterator[None]:
     """Whatever is trained inside, the trainer is afterwards as before; no callback hears of it."""
     before, settings, callbacks = copied(state_of(trainer)), trainer.settings, trainer.callbacks
-    training = trainer.model.training
+    training, untrained = trainer.model.training, getattr(trainer.model, "untrained", False)
     trainer.callbacks = []
     try:
         trainer.prepare_machine()
@@ -148,6 +151,7 @@ def _taken_back(trainer: Trainer) -> Iterator[None]:
         restore(trainer, before)
         trainer.callbacks = callbacks
         trainer.model.train(training)
+        trainer.model.untrained = untrained
 
 
 def _sweep(trainer: Trainer, rates: list[float]) -> Iterator[float]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LOOK = 0.05  # of the time that is left lies between two looks
 _MARKS = 5  # looks that the pace is taken over
+_FIRST_LOOKS = (4, 16)  # updates; the steps that a run was given may be far from what the time allows
 _GRID = 50  # places of a run at which the cost of an update is asked for
 _ROUNDS = 4  # in which the number of steps settles
 
@@ -41,41 +42,50 @@ class TimeBudget(Callback):
     ) -> None:
         self.seconds, self.clock, self.until = seconds, clock, until
         self.end = self.looked = self.work = 0.0
+        self.first = 0
         self.marks: deque[tuple[float, float]] = deque(maxlen=_MARKS)  # time and work done at the last looks
 
     def on_start(self, trainer: Trainer) -> None:
         self.looked = self.clock()
         self.end = self.looked + self.seconds if self.until is None else self.until
-        self.work = 0.0
+        self.work, self.first = 0.0, trainer.state.step
         self.marks.clear()
         self.marks.append((self.looked, self.work))
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         steps = trainer.settings.steps
-        self.work += _cost(trainer, (result.step - 1) / steps)
+        self.work += cost_of(trainer, (result.step - 1) / steps)
         now = self.clock()
         left = max(0.0, self.end - now)
-        if now - self.looked < _LOOK * left:
+        if now - self.looked < _LOOK * left and result.step - self.first not in _FIRST_LOOKS:
             return
         self.looked = now
         then, work = self.marks[0]
         pace = (self.work - work) / max(now - then, 1e-9)  # work per second
         if now - self.marks[-1][0] >= _LOOK * (self.end - then):
             self.marks.append((now, self.work))
-        trainer.settings = replace(trainer.settings, steps=_steps_of(trainer, result.step, pace * left))
+        trainer.settings = replace(trainer.settings, steps=steps_for(trainer, result.step, pace * left))
 
 
-def mean_cost(trainer: Trainer, since: float = 0.0) -> float:
-    """How long an update takes on average from a share of the run on, against one at its end."""
-    shares = [since + (1 - since) * (i + 0.5) / _GRID for i in range(_GRID)]
-    return sum(_cost(trainer, share) for share in shares) / _GRID
-
-
-def _cost(trainer: Trainer, share: float) -> float:
+def cost_of(trainer: Trainer, share: float) -> float:
+    """How long an update takes at a share of the run's steps, against one at its end."""
     return math.prod(callback.step_cost(trainer, min(share, 1.0)) for callback in trainer.callbacks)
 
 
-def _steps_of(trainer: Trainer, made: int, work: float) -> int:
+def mean_cost(trainer: Trainer, since: float = 0.0) -> float:
+    """The same on average, from a share of the steps on."""
+    shares = [since + (1 - since) * (i + 0.5) / _GRID for i in range(_GRID)]
+    return sum(cost_of(trainer, share) for share in shares) / _GRID
+
+
+def updates_left(trainer: Any, made: int) -> float:
+    """Of a run in which so many are made, counted in updates that take as long as the present one."""
+    steps = trainer.settings.steps
+    share = made / max(steps, 1)
+    return max(0, steps - made) * mean_cost(trainer, share) / cost_of(trainer, share)
+
+
+def steps_for(trainer: Trainer, made: int, work: float) -> int:
     """Steps of a run in which so many are made, and so much work, in updates at its end, can still be done."""
     steps = max(made, trainer.settings.steps)
     for _ in range(_ROUNDS):  # what the rest costs depends on where in the run it lies
@@ -101,6 +111,9 @@ class EarlyStopping(Callback):
     def on_start(self, trainer: Trainer) -> None:
         require_figures(trainer, "EarlyStopping")
         self._stop_if_due(trainer)  # a run that had stopped is stopped when it is resumed
+
+    def on_changed(self, trainer: Trainer) -> None:
+        self.waited = 0  # a model that has just grown is worse for a while
 
     def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         value = chosen_metric(metrics, self.metric)

@@ -93,7 +93,9 @@ class Senses:
         if norm == 0 < before:
             return "has become zero"
         largest = self.largest.get(name, 0.0)
-        grown = norm > _GROWTH * largest > 0 if moment else abs(norm - before) > max(0.5 * before, _JUMP * largest)
+        limit = _GROWTH * largest if moment else max(0.5 * before, _JUMP * largest)
+        # A limit of 0: it was zero so far, as the outputs of a layer that waits are.
+        grown = (norm if moment else abs(norm - before)) > limit > 0
         return f"has jumped from norm {before:.3g} to {norm:.3g}" if grown else ""
 
     def look_at_gradient(self, gradient: Gradient, step: int) -> None:
