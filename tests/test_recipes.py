@@ -18,3 +18,8 @@ def test_recipe_trains(recipe: Path, tmp_path: Path, text_file: Path, monkeypatc
     small += ["--model.n_layers", "1", "--data.validation_share", "0.1", "--training.evaluate_rows", "4"]
     assert main(["train", str(recipe), "--data.paths", f"[{text_file}]", "--name", "try", *small]) == 0
     assert (tmp_path / "runs/try/model/model.safetensors").exists(), "it leaves a model"
+
+
+def test_a_folder_at_an_address_is_refused_here(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(text_file), "--folder", "s3://bucket/runs"]) == 2
+    assert "s3://bucket/runs" in capsys.readouterr().err

@@ -23,7 +23,18 @@ from torch import Tensor
 from bimo import GPT, ModelSpec, Trainer, TrainingSettings
 from bimo.core.batch import Batch
 from bimo.core.config import ParallelSettings
-from bimo.training import Callback, Checkpoints, Event, StepResult, TimeBudget, backward, launch
+from bimo.core.errors import UserError
+from bimo.training import (
+    ActivationStatistics,
+    Callback,
+    Checkpoints,
+    Event,
+    GradientStatistics,
+    StepResult,
+    TimeBudget,
+    backward,
+    launch,
+)
 from bimo.training.parallel import reshard
 from bimo.training.parts import is_part, local
 from bimo.training.resuming import state_of
@@ -183,6 +194,15 @@ def every_mode(_: Team, folder: Path) -> dict[str, Any]:
             made, seen = trainer(folder / name if optimizer == "adamw" else None, optimizer=optimizer)
             made.fit(stream())
             found[run] = {**vars(seen), "kept": kept(made)}
+    size = dist.get_world_size()
+    for name, looks in {"shard": GradientStatistics(), "tensor": ActivationStatistics()}.items():
+        if name in MODES[size]:
+            with launch.joined(MODES[size][name], "cpu"):
+                looks.everywhere = True  # else the other processes would wait for the first one
+                try:
+                    trainer(None, looks)[0].fit(stream())
+                except UserError as error:
+                    found[f"refused {name}"] = str(error)
     with launch.joined(None, "cpu"):
         made, seen = trainer(None, OwnClock(), steps=20)
         made.fit(stream())

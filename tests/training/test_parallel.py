@@ -59,6 +59,11 @@ def largest(one: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
+def test_statistics_that_nobody_can_see_whole_are_refused(two: list[Found]) -> None:
+    assert "in parts" in two[0]["refused shard"]
+    assert "share" in two[0]["refused tensor"]
+
+
 def test_a_time_is_kept_by_one_clock(two: list[Found]) -> None:
     first, second = (process["clocks"] for process in two)
     assert first["steps"] == second["steps"], "they end together"
