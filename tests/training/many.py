@@ -185,6 +185,13 @@ def kept(made: Trainer) -> dict[str, list[float]]:
     return digest(whole) if made.team.first else {}
 
 
+def not_added_up(model: GPT, _: Team) -> None:
+    """Each process keeps its own gradient; where it had nothing to train on, zeros."""
+    layers = [parameter for layer in model.blocks() for parameter in layer.parameters()]
+    for parameter in (*layers, model.embed_tokens.weight, model.norm.weight):
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
 def every_mode(_: Team, folder: Path) -> dict[str, Any]:
     """Losses, norms, figures and final weights of a run in every mode, with each optimizer."""
     found: dict[str, Any] = {}
@@ -209,7 +216,7 @@ def every_mode(_: Team, folder: Path) -> dict[str, Any]:
         found["clocks"] = {**vars(seen), "steps": made.state.step, "weights": digest(model_state(made.model))}
     with launch.joined(None, "cpu"):
         made, seen = trainer()
-        backward.parallel.reduce_gradients = lambda *_: None  # type: ignore[attr-defined]  # the control
+        backward.parallel.reduce_gradients = not_added_up  # type: ignore[attr-defined]  # the control
         made.fit(stream())
         found["without a sum"] = vars(seen)
     return found
