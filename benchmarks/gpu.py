@@ -363,7 +363,7 @@ def speed(job: Job, title: str, wanted: list[str], until: float) -> None:
         start = time.perf_counter()
         try:
             seconds, memory, used, remark = race(name, make, job)
-        except Exception as error:
+        except Exception as error:  # whatever a rival stumbles over, the other rows are still wanted
             say(f"| {name} | failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} |")
             if not isinstance(error, UserError):
                 traceback.print_exc(limit=-4, file=sys.stdout)
@@ -437,7 +437,7 @@ def main() -> int:
                 rows, micro = chosen.rows or rows, chosen.micro or micro
                 job = Job(spec, rows, micro, chosen.device, chosen.steps, chosen.profile)
                 speed(job, part, [word for word in chosen.only.split(",") if word], until)
-        except Exception:
+        except Exception:  # the other parts are still wanted; the exit status tells
             failed += 1
             say(f"{part} failed:")
             traceback.print_exc(file=sys.stdout)

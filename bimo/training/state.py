@@ -189,7 +189,7 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
 
 def load_model_state(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into a model of the same shape; `check_shapes` looks beforehand."""
-    model.untrained = False  # type: ignore[assignment]
+    model.untrained = False  # type: ignore[assignment]  # modules say that they hold tensors only
     for name, tensor in model_state(model).items():
         tensor.copy_(placed(saved[name], tensor))  # the detached tensor shares the model's memory
 
