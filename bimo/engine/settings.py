@@ -1,0 +1,41 @@
+"""How an engine runs: settings without tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bimo.core.settings import Settings
+
+
+@dataclass(frozen=True)
+class EngineSettings(Settings):
+    """How an engine runs: its memory, its batch and its arithmetic."""
+
+    backend: Literal["auto", "native", "torch"] = "auto"
+    """native: the C++ kernels for CPUs; torch: everything, everywhere; auto: native where it can, with a reason."""
+    threads: int = 0
+    """Threads of the native kernels; 0: one for each core."""
+    cache_tokens: int = 0
+    """Tokens that the key/value cache has room for, over all requests; 0: enough for `max_running` texts, within a
+    quarter of the free memory."""
+    cache_dtype: Literal["auto", "float32", "float16", "int8"] = "auto"
+    """Of keys and values; auto: float32 for a float32 model, float16 for a quantised one."""
+    block_size: int = 16
+    """Tokens in a block of the cache."""
+    max_running: int = 64
+    """Sequences in a step, at most."""
+    step_tokens: int = 512
+    """Tokens that a step reads at most: longer prompts are read in pieces, between which others go on."""
+    share_prefixes: bool = True
+    """Texts that begin alike share the blocks of their beginning."""
+    guess_tokens: int = 0
+    """Speculation: tokens guessed per step and checked in one; 0: none. The text stays the same."""
+
+    def problems(self) -> list[str]:
+        at_least = {"threads": 0, "cache_tokens": 0, "block_size": 1, "max_running": 1, "step_tokens": 1}
+        at_least["guess_tokens"] = 0
+        found = [f"{n} must be at least {m}, is {getattr(self, n)}" for n, m in at_least.items() if getattr(self, n) < m]
+        if self.block_size % 16:
+            found.append(f"block_size must be a multiple of 16, is {self.block_size}")
+        return found
