@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bimo.model.cache import KVCache
+from bimo.model.cache import Cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class AttnContext:
     sin: Tensor | None = None
     mask: Tensor | None = None
     causal: bool = True
-    cache: KVCache | None = None
+    cache: Cache | None = None
     scale: float | None = None
     softcap: float = 0.0
 

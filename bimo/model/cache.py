@@ -6,10 +6,20 @@ layer; the model calls `advance` once per step, after the last layer.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from bimo.core.spec import ModelSpec
+
+
+class Cache(Protocol):
+    """What attention needs of a cache, dense or paged."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v, (B, K, T, D), of the next T tokens; return all that is looked at, (B, K, S, D) each."""
+        ...
 
 
 class KVCache:

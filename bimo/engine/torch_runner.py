@@ -1,0 +1,188 @@
+"""A runner in plain torch: every model, every device, modules of the user's included.
+
+Chunks that can share a forward pass are grouped as rows: newest tokens of many sequences, whatever their lengths, and
+longer pieces of equal length. A group goes through the model's own blocks; what attention needs of the paged cache is
+settled once per group and kind of block, as slots and a mask, and not again in every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bimo.core.machine import available_memory
+from bimo.engine.runner import Chunk
+from bimo.engine.settings import EngineSettings
+from bimo.model.backends import AttnContext
+from bimo.model.gpt import GPT
+from bimo.model.packed import unpack
+from bimo.model.paged import PagedCache, PagedView
+
+_SHORT = 16  # chunks up to this length share a pass with others that stand at other places
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+
+
+class TorchRunner:
+    """Runs steps of a GPT through its own modules.
+
+    A chunk's positions are turned as those of a text that ends with it: with longrope, whoever reads a text that is
+    longer than the original context gives it a first chunk that is longer too.
+
+    Args:
+        model: A GPT; it is put into evaluation mode, and packed weights are unpacked: once per model, memory for speed.
+        settings: Size and dtype of the cache.
+    """
+
+    def __init__(self, model: GPT, settings: EngineSettings) -> None:
+        self.model, self.block_size = unpack(model), settings.block_size
+        weight = model.lm_head.weight
+        self.device = weight.device
+        dtype = _DTYPES.get(settings.cache_dtype, weight.dtype)
+        self.n_blocks = n_blocks(model, settings, dtype)
+        self.cache = PagedCache(model.spec, self.n_blocks, self.block_size, device=self.device, dtype=dtype)
+        self.name = f"torch on {self.device}: every model and every device"
+
+    @torch.inference_mode()
+    def logits(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Run a step; logits of the wanted positions in order, float32 on the CPU, (sum of n_outputs, V)."""
+        hidden = self._run(chunks)
+        if not len(hidden):
+            return torch.empty(0, self.model.spec.vocab_size)
+        return self.model.logits(hidden).float().cpu()
+
+    @torch.inference_mode()
+    def hidden(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Run a step; last hidden states of the wanted positions in order, float32, (sum of n_outputs, C)."""
+        return self._run(chunks).float().cpu()
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of a block, all layers."""
+        self.cache.copy_block(source, target)
+
+    def stretch(self, length: int) -> int:
+        """Which set of rotary frequencies a text of so many tokens has."""
+        return int(self.model.embed_positions.stretch(length))
+
+    def _run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Last hidden states of the wanted positions in order, (sum of n_outputs, C)."""
+        if self.model.training:
+            self.model.eval()
+        wanted: list[Tensor] = [torch.empty(0)] * len(chunks)
+        for places in self._groups(chunks):
+            group = [chunks[place] for place in places]
+            x = self._forward(_Rows.of(group, self.block_size, self.device))  # (B, T, C)
+            for row, place in enumerate(places):
+                wanted[place] = x[row, x.shape[1] - chunks[place].n_outputs :]
+        if not any(chunk.n_outputs for chunk in chunks):
+            return torch.empty(0, self.model.spec.d_model)
+        return self.model.norm(torch.cat(wanted))
+
+    def _groups(self, chunks: Sequence[Chunk]) -> list[list[int]]:
+        """Which chunks go through the model together, by their places in the list."""
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for place, chunk in enumerate(chunks):
+            assert 0 <= chunk.n_outputs <= len(chunk.tokens), f"{chunk.n_outputs} outputs of {len(chunk.tokens)} tokens"
+            length = len(chunk.tokens)
+            start = -1 if length <= _SHORT else chunk.start
+            groups.setdefault((length, start, self.stretch(chunk.start + length)), []).append(place)
+        return list(groups.values())
+
+    def _forward(self, rows: _Rows) -> Tensor:
+        """Output of the last block, before the norm, (B, T, C)."""
+        model = self.model
+        x = model.embed_tokens(rows.ids)  # (B, T, C)
+        if model.spec.embedding_scale != 1:
+            x = x * model.spec.embedding_scale
+        x = model.embed_positions(x, rows.steps)
+        contexts = {kind: self._context(rows, *kind) for kind in {block.kind for block in model.blocks()}}
+        for block in model.blocks():
+            x = block(x, contexts[block.kind])
+        return x
+
+    def _context(self, rows: _Rows, windowed: bool, rotated: bool) -> AttnContext:
+        """What attention needs in one kind of block."""
+        spec = self.model.spec
+        rotation = self.model.embed_positions.rotation(rows.steps, windowed=windowed) if rotated else None
+        cos, sin = (None, None) if rotation is None else rotation
+        seen, mask = rows.looked_at(spec.window if windowed else 0)
+        return AttnContext(
+            cos=cos,
+            sin=sin,
+            mask=mask,
+            causal=rows.steps.shape[1] > 1,
+            cache=PagedView(self.cache, rows.slots(rows.steps), seen),
+            scale=spec.attention_scale or None,
+            softcap=spec.attention_softcap,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A group of chunks as tensors.
+
+    Attributes:
+        ids: (B, T).
+        steps: Places of the tokens, (B, T).
+        tables: Block tables, (B, blocks of the longest).
+        starts: Of the chunks.
+        block_size: Tokens in a block.
+    """
+
+    ids: Tensor
+    steps: Tensor
+    tables: Tensor
+    starts: Sequence[int]
+    block_size: int
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk], block_size: int, device: torch.device) -> _Rows:
+        """The rows of chunks of equal length."""
+        length, starts = len(chunks[0].tokens), [chunk.start for chunk in chunks]
+        counts = [-(-(start + length) // block_size) for start in starts]
+        most = max(counts)
+        tables = [[*chunk.blocks[:count], *[0] * (most - count)] for chunk, count in zip(chunks, counts, strict=True)]
+        steps = torch.tensor(starts)[:, None] + torch.arange(length)
+        ids = torch.tensor([list(chunk.tokens) for chunk in chunks])
+        return cls(ids.to(device), steps.to(device), torch.tensor(tables).to(device), starts, block_size)
+
+    def slots(self, places: Tensor) -> Tensor:
+        """Where tokens at some places, (B, n), lie in the cache, (B, n)."""
+        blocks = self.tables.gather(1, places // self.block_size)
+        return blocks * self.block_size + places % self.block_size
+
+    def looked_at(self, window: int) -> tuple[Tensor, Tensor | None]:
+        """Slots of the tokens that are looked at, (B, S), and which query may see which, bool, (B, 1, T, S)."""
+        length = self.steps.shape[1]
+        first = [max(0, start - window + 1) if window else 0 for start in self.starts]
+        counts = [start + length - begin for start, begin in zip(self.starts, first, strict=True)]
+        most = max(counts)
+        places = torch.tensor(first)[:, None] + torch.arange(most)  # (B, S)
+        places = places.to(self.steps.device)
+        slots = self.slots(places.minimum(self.steps[:, -1:]))  # a shorter row looks at its last token again
+        even = min(counts) == most
+        if even and (length == 1 or (most == length and not 0 < window < length)):
+            return slots, None  # all that was gathered, or plainly causal
+        behind = self.steps[:, :, None] - places[:, None, :]  # (B, T, S)
+        mask = (behind >= 0) & (behind < window) if window else behind >= 0
+        return slots, mask[:, None]
+
+
+def n_blocks(model: GPT, settings: EngineSettings, dtype: torch.dtype) -> int:
+    """How many blocks the cache has: as told, or for `max_running` texts within a quarter of the free memory."""
+    spec, size = model.spec, settings.block_size
+    tokens = settings.cache_tokens or settings.max_running * spec.context_length
+    if not settings.cache_tokens:
+        free = _free_memory(model.lm_head.weight.device)
+        if free:
+            tokens = min(tokens, free // 4 // PagedCache.bytes_per_token(spec, dtype))
+    return max(1, -(-tokens // size))
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can still be had; 0 when unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_memory()
