@@ -18,6 +18,7 @@ from bimo.engine.runner import Chunk
 from bimo.engine.settings import EngineSettings
 from bimo.model.backends import AttnContext
 from bimo.model.gpt import GPT
+from bimo.model.lora import Adapter, AdapterSet
 from bimo.model.packed import unpack
 from bimo.model.paged import PagedCache, PagedView
 
@@ -34,12 +35,13 @@ class TorchRunner:
     Args:
         model: A GPT; it is put into evaluation mode, and packed weights are unpacked: once per model, memory for speed.
         settings: Size and dtype of the cache.
+        adapters: What a chunk may ask for, by number from 1 on.
     """
 
-    def __init__(self, model: GPT, settings: EngineSettings) -> None:
+    def __init__(self, model: GPT, settings: EngineSettings, adapters: Sequence[Adapter] = ()) -> None:
         self.model, self.block_size = unpack(model), settings.block_size
         weight = model.lm_head.weight
-        self.device = weight.device
+        self.device, self.adapters = weight.device, AdapterSet(model, adapters)
         dtype = _DTYPES.get(settings.cache_dtype, weight.dtype)
         self.n_blocks = n_blocks(model, settings, dtype)
         self.cache = PagedCache(model.spec, self.n_blocks, self.block_size, device=self.device, dtype=dtype)
@@ -51,7 +53,9 @@ class TorchRunner:
         hidden = self._run(chunks)
         if not len(hidden):
             return torch.empty(0, self.model.spec.vocab_size)
-        return self.model.logits(hidden).float().cpu()
+        numbers = [chunk.adapter for chunk in chunks for _ in range(chunk.n_outputs)]
+        with self.adapters.chosen(numbers):
+            return self.model.logits(hidden).float().cpu()
 
     @torch.inference_mode()
     def hidden(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -73,7 +77,8 @@ class TorchRunner:
         wanted: list[Tensor] = [torch.empty(0)] * len(chunks)
         for places in self._groups(chunks):
             group = [chunks[place] for place in places]
-            x = self._forward(_Rows.of(group, self.block_size, self.device))  # (B, T, C)
+            with self.adapters.chosen([chunk.adapter for chunk in group]):
+                x = self._forward(_Rows.of(group, self.block_size, self.device))  # (B, T, C)
             for row, place in enumerate(places):
                 wanted[place] = x[row, x.shape[1] - chunks[place].n_outputs :]
         if not any(chunk.n_outputs for chunk in chunks):

@@ -143,7 +143,7 @@ class Weights:
             )
         self._homes: dict[str, tuple[Any, str, Path]] = {}  # their full name → open file, name in it, path
         for path in (folder / name for name in files):
-            file = _opened(path)
+            file = open_safetensors(path)
             for name in file.keys():  # noqa: SIM118  # not a dictionary
                 if name in self._homes:
                     raise UserError(f"tensor {name!r} stands in two files", where=str(path), mend=_AGAIN)
@@ -305,7 +305,7 @@ def _shards(index: Path) -> list[str]:
     return files
 
 
-def _opened(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
     """A safetensors file whose header is sound."""
     try:
         if not path.is_file():

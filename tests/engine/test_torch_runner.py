@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model.test_lora import adapter_of
 from torch import Tensor
 
 from bimo import GPT, ModelSpec
@@ -15,6 +17,7 @@ from bimo.core.spec import RopeScaling
 from bimo.engine.runner import Chunk
 from bimo.engine.settings import EngineSettings
 from bimo.engine.torch_runner import TorchRunner
+from bimo.model.lora import merge
 
 SMALL = ModelSpec(vocab_size=151, context_length=96, n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8)
 GEMMA = {"norm": "rmsnorm_1p", "norm_placement": "sandwich", "embedding_scale": 5.6, "feedforward": "geglu"}
@@ -132,3 +135,18 @@ def test_ragged_steps_equal_the_whole_text(name: str) -> None:
         assert texts.difference() < 1e-4, "a text must not notice how it is read, or with whom"
 
     check()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama, untied", "qwen3 moe"])
+def test_adapters_of_several_rows_equal_merged_models(name: str) -> None:
+    model = MODELS[name]
+    adapters = [adapter_of(model, "a", 3, seed=1), adapter_of(model, "b", 2, seed=2)]
+    merged = [model, *(merge(copy.deepcopy(model), adapter) for adapter in adapters)]
+    runner = TorchRunner(model, EngineSettings(cache_tokens=16 * 64), adapters)
+    texts = Texts(runner, [20, 31, 20, 40, 12])
+    numbers = [1, 0, 2, 2, 1]
+    texts.step([10, 10, 20, 30, 1], numbers)
+    while any(read < len(ids) for read, ids in zip(texts.read, texts.ids, strict=True)):
+        texts.step([1] * 5, numbers)
+    assert texts.difference([merged[number] for number in numbers]) < 1e-4, "each row has its own adapter"
+    assert texts.difference() > 1e-2, "the control: adapters change the model"
