@@ -1,0 +1,105 @@
+"""The native runner: a step of the whole model, for all its sequences, is one call into C++.
+
+Float weights are computed with where they lie, block formats are packed once. Activations of block formats become 8-bit
+integers in groups of 32, as in llama.cpp. What a row becomes does not depend on what else is in the step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bimo.engine.kernels import layout
+from bimo.engine.kernels.library import Kernels
+from bimo.engine.native_model import NativeModel
+from bimo.engine.runner import Chunk
+from bimo.engine.settings import EngineSettings
+from bimo.model.gpt import GPT
+
+
+class NativeRunner:
+    """A `Runner` on the CPU's native kernels.
+
+    Args:
+        model: A model that `native_model.reason_against` has nothing against.
+        settings: Memory and batch.
+        kernels: Instruction set and threads.
+        n_blocks: Blocks of the cache.
+        adapters: LoRA adapters, numbered from 1.
+    """
+
+    def __init__(
+        self, model: GPT, settings: EngineSettings, kernels: Kernels, n_blocks: int, adapters: Sequence[Any] = ()
+    ) -> None:
+        self.kernels, self.block_size, self.n_blocks = kernels, settings.block_size, n_blocks
+        self.name = f"native, {kernels.name}, {kernels.threads} threads"
+        self.native = NativeModel(model, kernels, adapters)
+        self.vocab_size, self.d_model = model.spec.vocab_size, model.spec.d_model
+        self.cache_dtype = settings.cache_dtype
+        if self.cache_dtype == "auto":
+            plain = all(matrix.format == layout.FORMATS["F32"] for matrix in self.native.layers[0].matrices)
+            self.cache_dtype = "float32" if plain else "float16"
+        spec, struct = model.spec, self.native.struct
+        struct.cache = layout.Cache(
+            layout.CACHE_TYPES[self.cache_dtype],
+            self.block_size,
+            n_blocks,
+            struct.n_layers,
+            spec.n_kv_heads,
+            spec.head_dim,
+        )
+        # Memory of the system that is taken page by page, when it is first written.
+        self._memory = mmap.mmap(-1, max(1, kernels.call.bimo_cache_bytes(ctypes.byref(struct.cache))))
+        struct.cache.data = np.frombuffer(self._memory, dtype=np.uint8).ctypes.data
+
+    def logits(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits of the wanted positions in order, float32, (sum of n_outputs, V)."""
+        return self._step(chunks, self.vocab_size, want_hidden=False)
+
+    def hidden(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Last hidden states of the wanted positions, after the final norm, float32, (sum of n_outputs, C)."""
+        return self._step(chunks, self.d_model, want_hidden=True)
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of a block, all layers."""
+        self.kernels.call.bimo_copy_block(ctypes.byref(self.native.struct.cache), source, target)
+
+    def stretch(self, length: int) -> int:
+        """Always the same: texts whose frequencies change are not run natively."""
+        return 0
+
+    def _step(self, chunks: Sequence[Chunk], width: int, *, want_hidden: bool) -> Tensor:
+        self.native.need_positions(max(chunk.start + len(chunk.tokens) for chunk in chunks))
+        ends = list(accumulate(len(chunk.tokens) for chunk in chunks))
+        tables = list(accumulate((len(chunk.blocks) for chunk in chunks), initial=0))
+        outputs = [row for chunk, end in zip(chunks, ends, strict=True) for row in range(end - chunk.n_outputs, end)]
+        out = torch.empty(len(outputs), width)
+        numbers = [
+            _int32([token for chunk in chunks for token in chunk.tokens]),
+            _int32([chunk.start + i for chunk in chunks for i in range(len(chunk.tokens))]),
+            _int32(ends),
+            _int32([block for chunk in chunks for block in chunk.blocks]),
+            _int32(tables[:-1]),
+            _int32([chunk.adapter for chunk in chunks]),
+            _int32(outputs),
+        ]
+        step = layout.Step(
+            ends[-1], len(chunks), len(outputs), int(want_hidden), *(a.ctypes.data for a in numbers), out.data_ptr()
+        )
+        failed = self.kernels.call.bimo_step(
+            self.kernels.machine, self.kernels.table, ctypes.byref(self.native.struct), ctypes.byref(step)
+        )
+        if failed:
+            raise MemoryError("no memory for a step of the native kernels")
+        return out
+
+
+def _int32(numbers: list[int]) -> Any:
+    return np.array(numbers, dtype=np.int32)
