@@ -52,6 +52,7 @@ class LM:
             )
         self.model, self.source = model, source
         self._tokenizer = tokenizer
+        self._made: tuple[tuple[tuple[int, int], ...], Engine] | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -84,26 +85,37 @@ class LM:
         Args:
             prompt: How the text begins; may be empty.
             options: Fields of `SamplingParams`: max_tokens, temperature (0 is greedy), top_k, top_p, min_p,
-                repetition_penalty, seed, stop.
+                repetition_penalty, seed, stop and more; `Engine` has all of it, and many prompts at once.
 
         Raises:
             UserError: The prompt is longer than the context, or an option is unknown or out of range.
         """
-        return "".join(self.stream(prompt, **options))
+        return self._engine().complete(prompt, _sampling(options)).text
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Like `generate`, piece by piece; a piece never ends inside a character."""
-        engine = Engine(self.model, self.tokenizer)
-        return engine.stream(engine.prompt_ids(prompt), _sampling(options))
+        return self._engine().stream(prompt, _sampling(options))
 
     def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
         """The assistant's next message to a conversation of {"role": …, "content": …}."""
-        return "".join(self.stream_chat(messages, **options))
+        ids = self.tokenizer.encode_chat(messages, add_generation_prompt=True)
+        return self._engine().complete(ids, _sampling(options)).text
 
     def stream_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Iterator[str]:
         """Like `chat`, piece by piece."""
         ids = self.tokenizer.encode_chat(messages, add_generation_prompt=True)
-        return Engine(self.model, self.tokenizer).stream(ids, _sampling(options))
+        return self._engine().stream(ids, _sampling(options))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or sent to another process: not the engine, whose cache and threads live here."""
+        return {**self.__dict__, "_made": None}
+
+    def _engine(self) -> Engine:
+        """The engine of these weights; a new one when they have changed since, in place or by others."""
+        state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
+        if self._made is None or self._made[0] != state:
+            self._made = state, Engine(self.model, self.tokenizer)
+        return self._made[1]
 
     def fit(
         self,

@@ -1,166 +1,319 @@
-"""The engine: a model and a tokenizer that answer one request at a time, with a KV cache.
+"""The engine as a person uses it: prompts in, completions, streams, scores, vectors and labels out.
 
-`new_tokens` is the loop: run the model on what is new, choose a token, hand it out. Text is cut from tokens by the
-tokenizer's incremental decoder, which never splits a character, and by the stop strings. Control tokens other than the
-ends are never generated.
+All of them are requests to the same loop of steps (`steps.StepLoop`) and share its batches. A text does not depend on
+what else is under way. Control tokens other than the ends are never generated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from bimo.core.errors import UserError
-from bimo.engine.request import SamplingParams, StopStrings
-from bimo.engine.sampling import next_token
-from bimo.model.cache import KVCache
+from bimo.engine.answers import Completion
+from bimo.engine.choosing import choose_runner
+from bimo.engine.intake import Intake
+from bimo.engine.jobs import Generation, Job
+from bimo.engine.request import Request, SamplingParams, Want
+from bimo.engine.runner import Runner
+from bimo.engine.sampling import Floats
+from bimo.engine.settings import EngineSettings
+from bimo.engine.speculation import check_draft
+from bimo.engine.steps import StepLoop
 from bimo.model.gpt import GPT
-from bimo.model.packed import unpack
 from bimo.tokenizer import Tokenizer
 
-FinishReason = Literal["end", "stop", "max_tokens", "context"]
+Prompt = str | Sequence[int]
+
+
+class TextModel(Protocol):
+    """A model with its tokenizer: `bimo.LM` is one."""
+
+    model: GPT
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """An answer.
+class Score:
+    """How likely a given text is.
 
     Attributes:
-        text: The new text.
-        n_tokens: How many tokens it took.
-        finish_reason: end (the model said so), stop (a stop string), max_tokens, or context (the model sees no
-        further).
+        tokens: Its ids.
+        logprobs: Log-probability of each, after those before it.
     """
 
-    text: str
-    n_tokens: int
-    finish_reason: FinishReason
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole text, in nats."""
+        return float(sum(self.logprobs))
 
 
-class Engine:
-    """Generates with one model.
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The likeliest label of a text.
+
+    Attributes:
+        label: Its name.
+        probabilities: Of all labels; 1 together.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class Engine(StepLoop):
+    """Generates, scores, embeds and classifies with one model, many requests at once.
 
     Args:
-        model: A GPT; it is put into evaluation mode for each request, and packed weights are unpacked: once per model,
-            memory for speed.
-        tokenizer: The tokenizer it was trained with.
+        model: A GPT; or what has `.model` and `.tokenizer`, as a `bimo.LM`.
+        tokenizer: The tokenizer that a GPT was trained with; None: prompts are ids, and nothing is an end.
+        settings: Memory, batch and arithmetic.
+        draft: A small model with the same ids, which guesses; its guesses make no difference to the text.
+        adapters: LoRA adapters by name, which requests choose.
+        runner: What runs the model; None: the fastest that can.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = unpack(model), tokenizer
+    def __init__(
+        self,
+        model: GPT | TextModel,
+        tokenizer: Tokenizer | None = None,
+        settings: EngineSettings | None = None,
+        *,
+        draft: GPT | TextModel | None = None,
+        adapters: Mapping[str, Any] | None = None,
+        runner: Runner | None = None,
+    ) -> None:
+        settings, adapters = settings or EngineSettings(), adapters or {}
+        self.model = model if isinstance(model, GPT) else model.model
+        if tokenizer is None and not isinstance(model, GPT) and getattr(model, "has_tokenizer", True):
+            tokenizer = model.tokenizer
+        self.tokenizer = tokenizer
+        small = None
+        if draft is not None:
+            gpt = draft if isinstance(draft, GPT) else draft.model
+            check_draft(self.model.spec.vocab_size, gpt.spec.vocab_size)
+            small = gpt, choose_runner(gpt, settings, {})
+        numbers = {name: number for number, name in enumerate(adapters, start=1)}
+        super().__init__(
+            runner or choose_runner(self.model, settings, adapters),
+            Intake(self.model.spec, tokenizer, numbers),
+            settings,
+            small,
+        )
+        self._names = itertools.count(1)
 
-    def generate(self, prompts: Iterable[str], params: SamplingParams | None = None) -> list[Completion]:
-        """An answer to each prompt, in order."""
-        return [self.complete(self.prompt_ids(prompt), params) for prompt in prompts]
+    def generate(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str = "",
+        keep_errors: bool = False,
+    ) -> list[Completion]:
+        """An answer to each prompt, in order.
 
-    def complete(self, prompt: Sequence[int], params: SamplingParams | None = None) -> Completion:
-        """The whole answer to a prompt of token ids."""
-        pieces: list[str] = []
-        stream = self.stream(prompt, params or SamplingParams())
+        Args:
+            prompts: Texts, or ids as the tokenizer gives them.
+            params: For all of them, or one for each.
+            adapter: The LoRA adapter to use.
+            keep_errors: Give a prompt that cannot be answered a Completion with the error, instead of raising it after
+                all others were answered.
+        """
+        every = _prompts(prompts)
+        each = list(params) if isinstance(params, Sequence) else [params] * len(every)
+        if len(each) != len(every):
+            raise UserError(f"{len(every)} prompts and {len(each)} params", mend="Give one for all, or one for each.")
+        requests = [self.request(prompt, own, adapter=adapter) for prompt, own in zip(every, each, strict=True)]
+        found = self._answers(requests, keep_errors=keep_errors)
+        return [Completion((), answer) if isinstance(answer, UserError) else answer for answer in found]
+
+    def complete(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+        """The whole answer to one prompt."""
+        return self._answers([self.request(prompt, params)])[0]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, Completion]:
+        """Pieces of the answer as they become whole characters; returns the completion. Closing it cancels."""
+        job = self.submit(self.request(prompt, _single(params)))
         try:
             while True:
-                pieces.append(next(stream))
-        except StopIteration as end:
-            n_tokens, reason = end.value
-        return Completion("".join(pieces), n_tokens, reason)
+                finished = job.finished.is_set()  # before the pieces are fetched: none comes later
+                while job.pieces:
+                    yield job.pieces.popleft()[1]
+                if finished:
+                    return self._result(job)
+                self.step()
+        finally:
+            self.cancel(job.request.id)
+
+    async def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[str, None]:
+        """Like `stream`, for `async for`: a thread runs the steps, for all such streams together."""
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        job = self.submit(self.request(prompt, _single(params)))
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(news.set)
+            except RuntimeError:  # the loop is closed: nobody listens any more
+                self.cancel(job.request.id)
+
+        job.listener = wake
+        self.drive()
+        try:
+            while True:
+                news.clear()
+                finished = job.finished.is_set()
+                while job.pieces:
+                    yield job.pieces.popleft()[1]
+                if finished:
+                    self._result(job)
+                    return
+                await news.wait()
+        finally:
+            self.cancel(job.request.id)
+
+    def tokens(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[int]:
+        """New token ids, one by one, until an end token, `max_tokens` or the end of the context."""
+        job = self.submit(self.request(prompt, _single(params)))
+        assert isinstance(job, Generation), "a single answer without beams is drawn"
+        shown = 0
+        try:
+            while True:
+                finished = job.finished.is_set()
+                new = job.writers[0].tokens[shown:]
+                yield from new
+                shown += len(new)
+                if finished:
+                    self._result(job)
+                    return
+                self.step()
+        finally:
+            self.cancel(job.request.id)
+
+    def score(self, texts: Sequence[str], contexts: Sequence[str] | None = None, *, adapter: str = "") -> list[Score]:
+        """How likely each text is, token by token, by the model alone.
+
+        Args:
+            texts: What is scored.
+            contexts: What stands before each; None: nothing but what the tokenizer puts before a prompt. Without even
+                that, the first token has no probability and is left out.
+            adapter: The LoRA adapter to use.
+        """
+        contexts = [""] * len(texts) if contexts is None else contexts
+        requests, tokens = [], []
+        for text, context in zip(texts, contexts, strict=True):
+            before, own = self.prompt_ids(context), self._need_tokenizer().encode(text)
+            tokens.append(own if before else own[1:])
+            requests.append(self.request([*before, *own], want="score", adapter=adapter, n_context=len(before)))
+        found = self._answers(requests)
+        return [Score(tuple(ids), logprobs) for ids, logprobs in zip(tokens, found, strict=True)]
+
+    def embed(
+        self, texts: Sequence[Prompt], *, pooling: Literal["mean", "last"] = "mean", normalize: bool = True
+    ) -> Floats:
+        """A vector for each text, float32 (n, C): the mean of the last hidden states, or the last one.
+
+        Args:
+            texts: Texts, or ids.
+            pooling: What is taken of the states.
+            normalize: Scale to length 1.
+        """
+        rows = self._answers([self.request(text, want=pooling) for text in texts])
+        vectors = np.stack(rows) if rows else np.empty((0, self.model.spec.d_model), dtype=np.float32)
+        if normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def classify(self, texts: Sequence[str], labels: Sequence[str]) -> list[Label]:
+        """The label that the model finds likeliest to follow each text; texts should end with the question."""
+        if not labels or len(set(labels)) < len(labels):
+            raise UserError(f"labels must be different texts, are {list(labels)}", mend="Name each once.")
+        pairs = [(text, label) for text in texts for label in labels]
+        scores = self.score([label for _, label in pairs], [text for text, _ in pairs])
+        totals = np.array([score.total for score in scores]).reshape(len(texts), len(labels))
+        weights = np.exp(totals - totals.max(axis=1, keepdims=True)) if len(texts) else totals
+        found = []
+        for row in weights / weights.sum(axis=1, keepdims=True):
+            found.append(Label(labels[int(row.argmax())], dict(zip(labels, row.tolist(), strict=True))))
+        return found
 
     def prompt_ids(self, text: str) -> list[int]:
         """A prompt's ids: what the tokenizer puts before a prompt (the beginning of a document), then the text."""
-        return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
+        tokenizer = self._need_tokenizer()
+        return [*tokenizer.prefix_ids, *tokenizer.encode(text)]
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Generator[str, None, tuple[int, FinishReason]]:
-        """Pieces of the answer as they become whole characters; returns the count of tokens and the reason to stop."""
-        decoder, stops = self.tokenizer.decoder(), StopStrings(params.stop)
-        n_tokens, reason = 0, "max_tokens"
-        ends = self.tokenizer.end_ids
-        room = room_after(self.model, prompt)
-        for token in self.tokens(prompt, params):
-            n_tokens += 1
-            if token in ends:
-                reason = "end"
-                break
-            piece = stops.push(decoder.push(token))
-            if piece:
-                yield piece
-            if stops.found:
-                return n_tokens, "stop"
-        rest = stops.push(decoder.finish())
-        rest += stops.finish()
-        if rest:
-            yield rest
-        if reason == "max_tokens" and n_tokens == room < params.max_tokens:
-            reason = "context"
-        return n_tokens, "stop" if stops.found else reason  # type: ignore[return-value]  # a literal by construction
+    def request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        want: Want = "generate",
+        adapter: str = "",
+        n_context: int = 0,
+    ) -> Request:
+        """A request with a name of its own, for `submit`."""
+        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        name = f"request-{next(self._names)}"
+        return Request(name, tuple(ids), params or SamplingParams(), want, adapter, n_context)
 
-    def tokens(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
-        """New token ids, one by one, until an end token, `max_tokens` or the end of the context."""
-        return new_tokens(self.model, prompt, params, forbidden=self._forbidden(), ends=self.tokenizer.end_ids)
+    def _answers(self, requests: Sequence[Request], *, keep_errors: bool = False) -> list[Any]:
+        """What comes of requests, in order; the first error is raised when all are done, or takes its place."""
+        jobs: list[Job | UserError] = []
+        for request in requests:
+            try:
+                jobs.append(self.submit(request))
+            except UserError as error:
+                jobs.append(error)
+        try:
+            for job in jobs:
+                while isinstance(job, Job) and not job.finished.is_set():
+                    self.step()
+        finally:
+            for request in requests:
+                self.cancel(request.id)
+        found = [job if isinstance(job, UserError) else job.error or job.result for job in jobs]
+        for number, answer in enumerate(found):
+            if isinstance(answer, UserError) and not keep_errors:
+                if len(found) == 1:
+                    raise answer
+                raise UserError(answer.what, where=answer.where or f"prompt {number}", mend=answer.mend) from answer
+        return found
 
-    def _forbidden(self) -> Tensor:
-        """Ids that must not appear inside an answer: control tokens, and ids beyond the tokenizer."""
-        beyond = range(self.tokenizer.vocab_size, self.model.spec.vocab_size)
-        return torch.tensor(
-            sorted({*self.tokenizer.control_tokens.values(), *beyond} - self.tokenizer.end_ids), dtype=torch.long
-        )
+    @staticmethod
+    def _result(job: Job) -> Any:
+        """The result of a finished job."""
+        if job.error is not None:
+            raise job.error
+        return job.result
 
-
-def new_tokens(
-    model: GPT,
-    prompt: Sequence[int],
-    params: SamplingParams,
-    *,
-    forbidden: Tensor | None = None,
-    ends: frozenset[int] = frozenset(),
-) -> Iterator[int]:
-    """The loop: ids that follow a prompt, one by one, until one of `ends`, `max_tokens` or the end of the context.
-
-    Args:
-        model: The model; it is put into evaluation mode.
-        prompt: Token ids.
-        params: How each token is chosen.
-        forbidden: Ids that are never chosen, int64 (n,).
-        ends: Ids after which nothing follows.
-    """
-    capacity = len(prompt) + min(params.max_tokens, room_after(model, prompt))
-    weight = model.lm_head.weight
-    generator = torch.Generator()
-    if params.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(params.seed)
-    text = torch.zeros(capacity, dtype=torch.long)
-    text[: len(prompt)] = torch.tensor(prompt)
-    cache = KVCache(model.spec, 1, capacity, device=weight.device, dtype=weight.dtype)
-    model.eval()
-    for end in range(len(prompt), capacity):
-        start = model.starting_point(cache, end)
-        with torch.inference_mode():
-            hidden = model.hidden(text[None, start:end].to(weight.device), cache=cache)  # (1, T, C)
-            logits = model.logits(hidden[0, -1]).float().cpu()  # (V,)
-            if forbidden is not None:
-                logits[forbidden] = float("-inf")
-            token = next_token(logits, text[:end], params, generator)
-        yield token
-        if token in ends:
-            return
-        text[end] = token
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError(
+                "this engine has no tokenizer, so it knows ids and no text", mend="Give ids, or a tokenizer."
+            )
+        return self.tokenizer
 
 
-def room_after(model: GPT, prompt: Sequence[int]) -> int:
-    """How many tokens can follow a prompt: the last one is not read again, so one more than the context has.
+def _prompts(given: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """A list of prompts, also of a single one."""
+    prompts: list[Any] = [given] if isinstance(given, str) else list(given)
+    return [prompts] if prompts and isinstance(prompts[0], int) else prompts
 
-    Raises:
-        UserError: The prompt is empty, or longer than the context.
-    """
-    limit = model.spec.context_length
-    if not prompt:
-        raise UserError("the prompt has no tokens", mend="Give at least one.")
-    if len(prompt) > limit:
-        raise UserError(
-            f"the prompt has {len(prompt)} tokens, the model sees at most {limit}", mend="Shorten the prompt."
-        )
-    return limit - len(prompt) + 1
+
+def _single(params: SamplingParams | None) -> SamplingParams:
+    """Parameters of a stream, which has one answer, token by token."""
+    params = params or SamplingParams()
+    if params.n > 1 or params.beams > 1:
+        raise UserError("a stream has one answer and no beams", mend="Use generate, or n = 1 and beams = 1.")
+    return params

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bimo import LM, Engine, SamplingParams, UserError
-from bimo.engine.request import StopStrings
-from bimo.engine.sampling import distribution, next_token, penalize_repetition
 
 GREEDY = SamplingParams(max_tokens=40, temperature=0)
 
@@ -86,67 +82,3 @@ def test_bad_options_are_refused_by_name(lm: LM, option: str, value: object) -> 
 def test_unknown_option_names_the_nearest(lm: LM) -> None:
     with pytest.raises(UserError, match="did you mean 'temperature'"):
         lm.generate("a", temprature=1.0)
-
-
-LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
-
-
-def test_top_k_keeps_the_k_likeliest() -> None:
-    assert (distribution(LOGITS, SamplingParams(top_k=2)) > 0).tolist() == [True, True, False, False]
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
-    p = LOGITS.softmax(-1)
-    kept = distribution(LOGITS, SamplingParams(temperature=1, top_p=float(p[0]) + 0.01))
-    assert (kept > 0).tolist() == [True, True, False, False], "the first alone does not reach p"
-    assert kept[:2].tolist() == pytest.approx((p[:2] / p[:2].sum()).tolist()), "renormalised"
-
-
-def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:
-    kept = distribution(LOGITS, SamplingParams(temperature=1, min_p=0.2))
-    assert (kept > 0).tolist() == [True, True, False, False], "exp(-1) is above 0.2, exp(-2) is not"
-
-
-def test_tiny_temperature_is_greedy_and_finite() -> None:
-    generator = torch.Generator().manual_seed(0)
-    params = SamplingParams(temperature=1e-30)
-    assert next_token(LOGITS, torch.tensor([0]), params, generator) == 0, "no overflow, the likeliest token"
-
-
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_choose_no_token(wrong: float, temperature: float) -> None:
-    logits = torch.tensor([0.0, wrong, 1.0])
-    with pytest.raises(UserError, match="NaN or infinite"):
-        next_token(logits, torch.tensor([0]), SamplingParams(temperature=temperature), torch.Generator())
-
-
-def test_repetition_penalty_by_hand() -> None:
-    logits = penalize_repetition(torch.tensor([2.0, -2.0, 1.0]), torch.tensor([0, 1, 1]), 2.0)
-    assert logits.tolist() == [1.0, -4.0, 1.0], "positive logits are divided, negative multiplied, once"
-
-
-def test_draws_follow_the_distribution() -> None:
-    generator = torch.Generator().manual_seed(0)
-    params = SamplingParams(temperature=1.0)
-    drawn = torch.tensor([next_token(LOGITS, torch.tensor([0]), params, generator) for _ in range(4000)])
-    share = torch.bincount(drawn, minlength=4) / 4000
-    assert torch.allclose(share, LOGITS.softmax(-1), atol=0.03), "within three standard deviations"
-
-
-@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), st.data())
-def test_stop_strings_cut_a_stream_like_the_whole_text(text: str, stop: list[str], data: st.DataObject) -> None:
-    stops = StopStrings(tuple(stop))
-    shown, rest = "", text
-    while rest:
-        n = data.draw(st.integers(1, len(rest)))
-        shown += stops.push(rest[:n])
-        rest = rest[n:]
-    shown += stops.finish()
-    first = min((text.index(s) + len(s) for s in stop if s in text), default=None)
-    if first is None:
-        assert shown == text, "without a stop string nothing is lost"
-    else:
-        assert text.startswith(shown), "nothing is added"
-        assert not any(s in shown for s in stop), "cut at a stop string"
-        assert stops.found, "and it says so"
