@@ -112,7 +112,7 @@ class TorchRunner:
         spec = self.model.spec
         rotation = self.model.embed_positions.rotation(rows.steps, windowed=windowed) if rotated else None
         cos, sin = (None, None) if rotation is None else rotation
-        seen, mask = rows.looked_at(spec.window if windowed else 0)
+        seen, mask = rows.seen(spec.window if windowed else 0)
         return AttnContext(
             cos=cos,
             sin=sin,
@@ -134,6 +134,7 @@ class _Rows:
         tables: Block tables, (B, blocks of the longest).
         starts: Of the chunks.
         block_size: Tokens in a block.
+        run: First slot of a single row whose blocks follow each other; -1: it is not so.
     """
 
     ids: Tensor
@@ -141,6 +142,7 @@ class _Rows:
     tables: Tensor
     starts: Sequence[int]
     block_size: int
+    run: int
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], block_size: int, device: torch.device) -> _Rows:
@@ -151,14 +153,17 @@ class _Rows:
         tables = [[*chunk.blocks[:count], *[0] * (most - count)] for chunk, count in zip(chunks, counts, strict=True)]
         steps = torch.tensor(starts)[:, None] + torch.arange(length)
         ids = torch.tensor([list(chunk.tokens) for chunk in chunks])
-        return cls(ids.to(device), steps.to(device), torch.tensor(tables).to(device), starts, block_size)
+        first = tables[0][0]
+        follow = len(chunks) == 1 and tables[0] == list(range(first, first + most))
+        run = first * block_size if follow else -1
+        return cls(ids.to(device), steps.to(device), torch.tensor(tables).to(device), starts, block_size, run)
 
     def slots(self, places: Tensor) -> Tensor:
         """Where tokens at some places, (B, n), lie in the cache, (B, n)."""
         blocks = self.tables.gather(1, places // self.block_size)
         return blocks * self.block_size + places % self.block_size
 
-    def looked_at(self, window: int) -> tuple[Tensor, Tensor | None]:
+    def seen(self, window: int) -> tuple[Tensor | slice, Tensor | None]:
         """Slots of the tokens that are looked at, (B, S), and which query may see which, bool, (B, 1, T, S)."""
         length = self.steps.shape[1]
         first = [max(0, start - window + 1) if window else 0 for start in self.starts]
@@ -166,7 +171,10 @@ class _Rows:
         most = max(counts)
         places = torch.tensor(first)[:, None] + torch.arange(most)  # (B, S)
         places = places.to(self.steps.device)
-        slots = self.slots(places.minimum(self.steps[:, -1:]))  # a shorter row looks at its last token again
+        if self.run >= 0:
+            slots: Tensor | slice = slice(self.run + first[0], self.run + first[0] + most)
+        else:
+            slots = self.slots(places.minimum(self.steps[:, -1:]))  # a shorter row looks at its last token again
         even = min(counts) == most
         if even and (length == 1 or (most == length and not 0 < window < length)):
             return slots, None  # all that was gathered, or plainly causal

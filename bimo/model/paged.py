@@ -55,10 +55,10 @@ class PagedView:
         cache: The cache.
         new: Slots of the new tokens, int64, (B, T).
         seen: Slots of the tokens that are looked at, the new ones included, int64, (B, S); a row that looks at fewer
-            repeats slots of its own, which the mask hides.
+            repeats slots of its own, which the mask hides. Or the one run of slots of a single row, read in place.
     """
 
-    def __init__(self, cache: PagedCache, new: Tensor, seen: Tensor) -> None:
+    def __init__(self, cache: PagedCache, new: Tensor, seen: Tensor | slice) -> None:
         self.cache, self.new, self.seen = cache, new.flatten(), seen
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,4 +86,7 @@ class PagedView:
 
     def _gathered(self, tensor: Tensor) -> Tensor:
         """(slots, K, n) to (B, S, K, n)."""
-        return tensor.index_select(0, self.seen.flatten()).unflatten(0, self.seen.shape)
+        if isinstance(self.seen, slice):
+            return tensor[self.seen][None]
+        read = tensor.flatten(1).index_select(0, self.seen.flatten())  # (B S, K n): whole tokens are copied faster
+        return read.view(*self.seen.shape, *tensor.shape[1:])

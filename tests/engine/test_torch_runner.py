@@ -13,11 +13,16 @@ from model.test_lora import adapter_of
 from torch import Tensor
 
 from bimo import GPT, ModelSpec
+from bimo.core.registry import REGISTRIES
 from bimo.core.spec import RopeScaling
 from bimo.engine.runner import Chunk
 from bimo.engine.settings import EngineSettings
 from bimo.engine.torch_runner import TorchRunner
+from bimo.model.attention import Attention
+from bimo.model.backends import AttnContext
+from bimo.model.blocks import FORMATS, quantize
 from bimo.model.lora import merge
+from bimo.model.packed import PackedTensor
 
 SMALL = ModelSpec(vocab_size=151, context_length=96, n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8)
 GEMMA = {"norm": "rmsnorm_1p", "norm_placement": "sandwich", "embedding_scale": 5.6, "feedforward": "geglu"}
@@ -118,7 +123,12 @@ class Texts:
 
 
 def runner_of(model: GPT, **options: object) -> TorchRunner:
-    return TorchRunner(model, EngineSettings(cache_tokens=16 * 64, **options))  # type: ignore[arg-type]  # by name
+    """A runner whose cache is full of what must never be looked at."""
+    runner = TorchRunner(model, EngineSettings(cache_tokens=16 * 64, **options))  # type: ignore[arg-type]  # by name
+    for tensor in (runner.cache.keys, runner.cache.values, runner.cache.key_scales, runner.cache.value_scales):
+        if tensor is not None and tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+    return runner
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -150,3 +160,117 @@ def test_adapters_of_several_rows_equal_merged_models(name: str) -> None:
         texts.step([1] * 5, numbers)
     assert texts.difference([merged[number] for number in numbers]) < 1e-4, "each row has its own adapter"
     assert texts.difference() > 1e-2, "the control: adapters change the model"
+
+
+def test_a_text_that_outgrows_longrope_is_read_again() -> None:
+    runner = runner_of(MODELS["phi3, longrope"])
+    assert [runner.stretch(n) for n in (1, 30, 31)] == [0, 0, 1], "the frequencies change behind the original context"
+    texts = Texts(runner, [40])
+    texts.step([30])
+    short = texts.logits[0].pop()
+    with torch.no_grad():
+        expected = runner.model(torch.tensor([texts.ids[0][:30]]))[0]
+    assert torch.allclose(short, expected, atol=1e-4), "short texts have short frequencies"
+    texts.read = [0]
+    texts.step([31])
+    texts.finish()
+    assert texts.difference() < 1e-4, "long ones have long frequencies from the first token on"
+
+
+def test_a_lone_row_whose_blocks_follow_each_other_is_read_in_place() -> None:
+    for name in ("qwen3", "gemma3"):
+        runner = runner_of(MODELS[name])
+        texts = Texts(runner, [70])
+        texts.blocks = [list(range(7, 12))]
+        texts.step([33])
+        texts.finish()
+        assert texts.difference() < 1e-4, "without copies, and the same"
+
+
+def test_only_wanted_outputs_come_back_in_order() -> None:
+    runner = runner_of(MODELS["qwen3"])
+    model = runner.model
+    texts, wanted = [torch.arange(n) + n for n in (9, 30, 1, 9)], (1, 3, 1, 0)
+    tables = [[2 * i, 2 * i + 1] for i in range(4)]
+    chunks = [Chunk(t.tolist(), 0, blocks, n) for t, blocks, n in zip(texts, tables, wanted, strict=True)]
+    with torch.no_grad():
+        expected = torch.cat([model(ids[None])[0, len(ids) - n :] for ids, n in zip(texts, wanted, strict=True)])
+        hidden = torch.cat([model.hidden(ids[None])[0, len(ids) - n :] for ids, n in zip(texts, wanted, strict=True)])
+    assert torch.allclose(runner.logits(chunks), expected, atol=1e-5), "1 + 3 + 1 rows"
+    assert torch.allclose(runner.hidden(chunks), hidden, atol=1e-5), "the same of the states before the head"
+    inside = [Chunk([1, 2], 0, [9], 0)]
+    assert runner.logits(inside).shape == (0, SMALL.vocab_size), "the inside of a prompt has no outputs"
+    assert runner.hidden(inside).shape == (0, SMALL.d_model), "nor states"
+
+
+def test_copied_blocks_are_independent() -> None:
+    runner = runner_of(MODELS["qwen3"])
+    ids = list(range(20))
+    runner.logits([Chunk(ids, 0, [3, 4])])
+    runner.copy_block(4, 8)
+    a, b = runner.logits([Chunk([7], 20, [3, 4]), Chunk([9], 20, [3, 8])])
+    again = runner.logits([Chunk([5], 21, [3, 4]), Chunk([5], 21, [3, 8])])
+    with torch.no_grad():
+        for row, token, first in ((0, 7, a), (1, 9, b)):
+            expected = runner.model(torch.tensor([[*ids, token, 5]]))[0]
+            assert torch.allclose(first, expected[-2], atol=1e-4), "the copy holds what the block held"
+            assert torch.allclose(again[row], expected[-1], atol=1e-4), "and each goes its own way"
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float16", 5e-3), ("int8", 0.2)])
+def test_smaller_caches_stay_close_and_do_not_depend_on_the_steps(dtype: str, bound: float) -> None:
+    logits = []
+    for counts in ([[60, 60]], [[60, 5], [0, 20]], [[13, 60]]):
+        texts = Texts(runner_of(MODELS["llama, untied"], cache_dtype=dtype), [60, 60])
+        for count in counts:
+            texts.step(count)
+        texts.finish()
+        assert 0 < texts.difference() < bound, "some rounding, not more"
+        logits.append(torch.cat([part for row in texts.logits for part in row]))
+    assert torch.allclose(logits[0], logits[1], atol=1e-2 * bound), "what was read does not depend on the steps"
+    assert torch.allclose(logits[0], logits[2], atol=1e-2 * bound), "what was read does not depend on the steps"
+
+
+def test_the_cache_is_as_large_as_told_or_as_needed_within_a_quarter_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = MODELS["qwen3"]
+    assert TorchRunner(model, EngineSettings(cache_tokens=100)).n_blocks == 7, "rounded up to blocks"
+    assert TorchRunner(model, EngineSettings(max_running=3)).n_blocks == 18, "3 texts of 96 tokens"
+    per_token = 2 * 3 * 2 * 8 * 4
+    monkeypatch.setattr("bimo.engine.torch_runner.available_memory", lambda: 4 * 64 * per_token)
+    assert TorchRunner(model, EngineSettings()).n_blocks == 4, "a quarter of the free memory has 64 tokens"
+
+
+class Halved(Attention):
+    """An attention module of a user's."""
+
+    def forward(self, x: Tensor, ctx: AttnContext) -> Tensor:
+        return super().forward(x, ctx) / 2
+
+
+def test_modules_of_the_user_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRIES["attention"].registered, "halved", Halved)
+    model = make(replace(SMALL, attention="halved", window=9))
+    texts = Texts(runner_of(model), [40, 50])
+    texts.step([20, 3])
+    texts.finish()
+    assert texts.difference() < 1e-4, "whatever the attention module is"
+
+
+def test_packed_weights_are_unpacked_once() -> None:
+    model = make(replace(SMALL, tied_embeddings=False))
+    format = FORMATS["Q8_0"]
+    for linear in [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.in_features % 32 == 0]:
+        packed = PackedTensor(quantize(linear.weight.data, format), format, linear.in_features)
+        linear.weight = torch.nn.Parameter(packed, requires_grad=False)
+    texts = Texts(runner_of(model), [20])
+    assert not any(isinstance(p, PackedTensor) for p in model.parameters()), "memory for speed"
+    texts.finish()
+    assert texts.difference() < 1e-4, "and the same numbers"
+
+
+def test_a_training_model_is_run_without_dropout() -> None:
+    model = make(replace(SMALL, dropout=0.5)).train()
+    chunk = Chunk([1, 2, 3], 0, [0])
+    assert torch.equal(runner_of(model).logits([chunk]), runner_of(model).logits([chunk])), "nothing is drawn"
