@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from bimo.core.errors import UserError
 from bimo.engine.runner import Runner
 from bimo.engine.settings import EngineSettings
 from bimo.engine.torch_runner import TorchRunner
 from bimo.model.gpt import GPT
+from bimo.model.lora import Adapter
 
 
-def choose_runner(model: GPT, settings: EngineSettings, adapters: Mapping[str, Any]) -> Runner:
+def choose_runner(model: GPT, settings: EngineSettings, adapters: Sequence[Adapter] = ()) -> Runner:
     """The fastest runner that can do it.
 
     Raises:
         UserError: The one that was asked for cannot.
     """
-    if adapters:
-        raise UserError("there is no runner for adapters", mend="Leave out adapters.")
-    return TorchRunner(model, settings)
+    return TorchRunner(model, settings, adapters)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,7 @@ from bimo.engine.settings import EngineSettings
 from bimo.engine.speculation import check_draft
 from bimo.engine.steps import StepLoop
 from bimo.model.gpt import GPT
+from bimo.model.lora import Adapter
 from bimo.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -81,7 +82,7 @@ class Engine(StepLoop):
         tokenizer: The tokenizer that a GPT was trained with; None: prompts are ids, and nothing is an end.
         settings: Memory, batch and arithmetic.
         draft: A small model with the same ids, which guesses; its guesses make no difference to the text.
-        adapters: LoRA adapters by name, which requests choose.
+        adapters: LoRA adapters, which requests choose by name.
         runner: What runs the model; None: the fastest that can.
     """
 
@@ -92,10 +93,10 @@ class Engine(StepLoop):
         settings: EngineSettings | None = None,
         *,
         draft: GPT | TextModel | None = None,
-        adapters: Mapping[str, Any] | None = None,
+        adapters: Sequence[Adapter] = (),
         runner: Runner | None = None,
     ) -> None:
-        settings, adapters = settings or EngineSettings(), adapters or {}
+        settings = settings or EngineSettings()
         self.model = model if isinstance(model, GPT) else model.model
         if tokenizer is None and not isinstance(model, GPT) and getattr(model, "has_tokenizer", True):
             tokenizer = model.tokenizer
@@ -104,8 +105,8 @@ class Engine(StepLoop):
         if draft is not None:
             gpt = draft if isinstance(draft, GPT) else draft.model
             check_draft(self.model.spec.vocab_size, gpt.spec.vocab_size)
-            small = gpt, choose_runner(gpt, settings, {})
-        numbers = {name: number for number, name in enumerate(adapters, start=1)}
+            small = gpt, choose_runner(gpt, settings)
+        numbers = {adapter.name: number for number, adapter in enumerate(adapters, start=1)}
         super().__init__(
             runner or choose_runner(self.model, settings, adapters),
             Intake(self.model.spec, tokenizer, numbers),

@@ -105,7 +105,7 @@ class DraftModel:
         """Set `guesses`: the small model reads what is new, and writes on, all texts at once."""
         for gone in self._drafts.keys() - {*sequences}:
             self.pool.close(self._drafts.pop(gone).table)
-        wanted = {sequence: n_guesses(sequence, self.most) for sequence in sequences}
+        wanted = {sequence: self._count(sequence) for sequence in sequences}
         active = [s for s, count in wanted.items() if count and self._prepare(s, len(s.tokens) + count)]
         texts = {sequence: list(sequence.tokens) for sequence in active}
         while active:
@@ -113,6 +113,13 @@ class DraftModel:
             active = [s for s in active if len(texts[s]) - len(s.tokens) < wanted[s]]
         for sequence, text in texts.items():
             sequence.guesses = text[len(sequence.tokens) :]
+
+    def _count(self, sequence: Sequence) -> int:
+        """How many guesses: the text has the same set of frequencies with them."""
+        count, length = n_guesses(sequence, self.most), len(sequence.tokens)
+        while count and self.runner.stretch(length + count) != self.runner.stretch(length):
+            count -= 1
+        return count
 
     def _prepare(self, sequence: Sequence, end: int) -> bool:
         """Room for a text of `end` tokens, and what of it has been read; False: there is none."""
