@@ -21,7 +21,9 @@ from bimo.engine.kernels.library import Kernels
 from bimo.engine.native_model import NativeModel
 from bimo.engine.runner import Chunk
 from bimo.engine.settings import EngineSettings
+from bimo.engine.torch_runner import DTYPES, n_blocks
 from bimo.model.gpt import GPT
+from bimo.model.lora import Adapter
 
 
 class NativeRunner:
@@ -31,14 +33,13 @@ class NativeRunner:
         model: A model that `native_model.reason_against` has nothing against.
         settings: Memory and batch.
         kernels: Instruction set and threads.
-        n_blocks: Blocks of the cache.
         adapters: LoRA adapters, numbered from 1.
     """
 
     def __init__(
-        self, model: GPT, settings: EngineSettings, kernels: Kernels, n_blocks: int, adapters: Sequence[Any] = ()
+        self, model: GPT, settings: EngineSettings, kernels: Kernels, adapters: Sequence[Adapter] = ()
     ) -> None:
-        self.kernels, self.block_size, self.n_blocks = kernels, settings.block_size, n_blocks
+        self.kernels, self.block_size = kernels, settings.block_size
         self.name = f"native, {kernels.name}, {kernels.threads} threads"
         self.native = NativeModel(model, kernels, adapters)
         self.vocab_size, self.d_model = model.spec.vocab_size, model.spec.d_model
@@ -46,18 +47,18 @@ class NativeRunner:
         if self.cache_dtype == "auto":
             plain = all(matrix.format == layout.FORMATS["F32"] for matrix in self.native.layers[0].matrices)
             self.cache_dtype = "float32" if plain else "float16"
+        self.n_blocks = n_blocks(model, settings, DTYPES[self.cache_dtype])
         spec, struct = model.spec, self.native.struct
         struct.cache = layout.Cache(
             layout.CACHE_TYPES[self.cache_dtype],
             self.block_size,
-            n_blocks,
+            self.n_blocks,
             struct.n_layers,
             spec.n_kv_heads,
             spec.head_dim,
         )
-        # Memory of the system that is taken page by page, when it is first written.
-        self._memory = mmap.mmap(-1, max(1, kernels.call.bimo_cache_bytes(ctypes.byref(struct.cache))))
-        struct.cache.data = np.frombuffer(self._memory, dtype=np.uint8).ctypes.data
+        self._memory = lazy_memory(kernels.call.bimo_cache_bytes(ctypes.byref(struct.cache)))
+        struct.cache.data = self._memory.ctypes.data
 
     def logits(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits of the wanted positions in order, float32, (sum of n_outputs, V)."""
@@ -99,6 +100,14 @@ class NativeRunner:
         if failed:
             raise MemoryError("no memory for a step of the native kernels")
         return out
+
+
+def lazy_memory(n_bytes: int) -> Any:
+    """Bytes, uint8, that the system gives page by page when they are first written, in large pages where it can."""
+    memory = mmap.mmap(-1, max(1, n_bytes))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=np.uint8)
 
 
 def _int32(numbers: list[int]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
 from bimo.model.attention import Attention
 from bimo.model.blocks import FORMATS, dequantize
-from bimo.model.feedforward import GELU, GEGLU, GEGLUErf, GELUErf, Gated, ReGLU, ReLU, SwiGLU
+from bimo.model.feedforward import GEGLU, GELU, Gated, GEGLUErf, GELUErf, ReGLU, ReLU, SwiGLU
 from bimo.model.gpt import GPT, Block
 from bimo.model.layers import LayerNorm, RMSNorm, RMSNorm1p
+from bimo.model.lora import Adapter
 from bimo.model.packed import PackedTensor
 from bimo.model.positions import Learned, NoPositions, Rotary
 
@@ -34,8 +35,8 @@ _KNOWN = (GPT, Block, Attention, *_ACTIVATIONS, RMSNorm, RMSNorm1p, LayerNorm, L
 _TORCH = (nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList, nn.Identity)
 
 
-def reason_against(model: GPT) -> str:
-    """Why the native kernels cannot run a model; '' when they can."""
+def reason_against(model: GPT, adapters: Sequence[Adapter] = ()) -> str:
+    """Why the native kernels cannot run a model with these adapters; '' when they can."""
     spec = model.spec
     for name, module in model.named_modules():
         if type(module) not in (*_KNOWN, *_TORCH):
@@ -49,6 +50,9 @@ def reason_against(model: GPT) -> str:
             return f"{name} is {str(parameter.dtype).removeprefix('torch.')}"
     if spec.rope_scaling.kind == "longrope":
         return "its rotary frequencies change with the length of a text (longrope)"
+    outside = [path for adapter in adapters for path in adapter.parts if not path.startswith("layers.")]
+    if outside:
+        return f"an adapter changes {outside[0]}"
     return ""
 
 
@@ -61,7 +65,7 @@ class NativeModel:
         adapters: LoRA adapters, numbered from 1.
     """
 
-    def __init__(self, model: GPT, kernels: Kernels, adapters: Sequence[Any] = ()) -> None:
+    def __init__(self, model: GPT, kernels: Kernels, adapters: Sequence[Adapter] = ()) -> None:
         self.model, self.kernels = model, kernels
         self._kept: list[Any] = []
         self._matrices: dict[int, layout.Matrix] = {}
@@ -113,7 +117,7 @@ class NativeModel:
                 layer.cosine, layer.sine = angles[windowed]
 
     def _layer(self, block: Block) -> layout.Layer:
-        attention, mlp = block.self_attn, block.mlp
+        attention, mlp = cast(Attention, block.self_attn), cast(Any, block.mlp)
         gate = self._matrix(mlp.gate_proj) if isinstance(mlp, Gated) else layout.Matrix()
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         matrices = [*map(self._matrix, projections), gate, self._matrix(mlp.up_proj), self._matrix(mlp.down_proj)]
@@ -162,7 +166,7 @@ class NativeModel:
     def _norm(self, module: nn.Module) -> layout.Norm:
         if isinstance(module, nn.Identity):
             return layout.Norm()
-        weight = module.weight.detach().float() + getattr(module, "offset", 0.0)
+        weight = cast(Tensor, module.weight).detach().float() + getattr(module, "offset", 0.0)
         bias = getattr(module, "bias", None)
         return layout.Norm(self._floats(weight), None if bias is None else self._floats(bias))
 
@@ -170,14 +174,14 @@ class NativeModel:
         positions = self.model.embed_positions
         return self._floats(positions.weight) if isinstance(positions, Learned) else None
 
-    def _adapters(self, adapters: Sequence[Any], n_layers: int) -> Any:
+    def _adapters(self, adapters: Sequence[Adapter], n_layers: int) -> Any:
         table = (layout.LowRank * (len(adapters) * n_layers * len(layout.PLACES)))()
         for number, adapter in enumerate(adapters):
-            for path, (a, b) in adapter.matrices.items():
+            for path, part in adapter.parts.items():
                 layer, place = int(path.split(".")[1]), layout.PLACES.index(path.rpartition(".")[2])
                 entry = table[(number * n_layers + layer) * len(layout.PLACES) + place]
-                entry.a, entry.b = self._floats(a), self._floats(b)
-                entry.scale, entry.rank = adapter.scales[path], a.shape[0]
+                entry.a, entry.b = self._floats(part.down), self._floats(part.up)
+                entry.scale, entry.rank = part.scale, part.down.shape[0]
         return ctypes.cast(table, ctypes.POINTER(layout.LowRank)) if adapters else None
 
     def _floats(self, tensor: Tensor) -> int:
@@ -190,5 +194,7 @@ class NativeModel:
 def _widened(rows: Tensor) -> Tensor:
     """Q5_0 blocks as Q8_0: the same scale, numbers of five bits in bytes; exact."""
     blocks = rows.reshape(-1, FORMATS["Q5_0"].block_bytes)
-    numbers = dequantize(torch.cat((torch.tensor([0, 60], dtype=torch.uint8).expand(len(blocks), 2), blocks[:, 2:]), 1), FORMATS["Q5_0"])
+    numbers = dequantize(
+        torch.cat((torch.tensor([0, 60], dtype=torch.uint8).expand(len(blocks), 2), blocks[:, 2:]), 1), FORMATS["Q5_0"]
+    )
     return torch.cat((blocks[:, :2], numbers.to(torch.int8).view(torch.uint8)), dim=1).reshape(len(rows), -1)

@@ -23,7 +23,7 @@ from bimo.model.packed import unpack
 from bimo.model.paged import PagedCache, PagedView
 
 _SHORT = 16  # chunks up to this length share a pass with others that stand at other places
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
 
 class TorchRunner:
@@ -42,7 +42,7 @@ class TorchRunner:
         self.model, self.block_size = unpack(model), settings.block_size
         weight = model.lm_head.weight
         self.device, self.adapters = weight.device, AdapterSet(model, adapters)
-        dtype = _DTYPES.get(settings.cache_dtype, weight.dtype)
+        dtype = DTYPES.get(settings.cache_dtype, weight.dtype)
         self.n_blocks = n_blocks(model, settings, dtype)
         self.cache = PagedCache(model.spec, self.n_blocks, self.block_size, device=self.device, dtype=dtype)
         self.name = f"torch on {self.device}: every model and every device"

@@ -2,6 +2,6 @@
 
 Everything here works without torch's operators; `bimo.engine.native` is the runner on top of it."""
 
-from bimo.engine.kernels.library import Kernels, NoKernels, load_kernels
+from bimo.engine.kernels.library import Kernels, NoKernelsError, load_kernels
 
-__all__ = ["Kernels", "NoKernels", "load_kernels"]
+__all__ = ["Kernels", "NoKernelsError", "load_kernels"]

@@ -15,8 +15,6 @@ NO_HEAD_NORM, EACH_HEAD, ACROSS_HEADS = 0, 1, 2
 PLACES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-
-
 class Matrix(Structure):
     _fields_ = (("format", c_int32), ("rows", c_int32), ("columns", c_int32), ("data", c_void_p), ("bias", c_void_p))
 
@@ -88,10 +86,7 @@ class AttentionTask(Structure):
     _fields_ = (
         ("cache", POINTER(Cache)),
         ("table", c_void_p),
-        *(
-            (name, c_int32)
-            for name in ("layer", "kv_head", "group", "n_tokens", "position", "window", "start", "end")
-        ),
+        *((name, c_int32) for name in ("layer", "kv_head", "group", "n_tokens", "position", "window", "start", "end")),
         ("scale", c_float),
         ("softcap", c_float),
         ("q", c_void_p),
@@ -112,7 +107,10 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "bimo_pack": (None, (c_void_p, ctypes.c_int, c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, c_void_p)),
     "bimo_step": (ctypes.c_int, (c_void_p, c_void_p, POINTER(Model), POINTER(Step))),
     "bimo_copy_block": (None, (POINTER(Cache), ctypes.c_int, ctypes.c_int)),
-    "bimo_matmul": (None, (c_void_p, POINTER(Matrix), POINTER(Activations), ctypes.c_int, c_void_p, *(ctypes.c_int,) * 2)),
+    "bimo_matmul": (
+        None,
+        (c_void_p, POINTER(Matrix), POINTER(Activations), ctypes.c_int, c_void_p, *(ctypes.c_int,) * 2),
+    ),
     "bimo_quantize": (None, (c_void_p, c_void_p, ctypes.c_int, c_void_p, c_void_p, c_void_p)),
     "bimo_dequantize_row": (None, (c_void_p, POINTER(Matrix), ctypes.c_int, c_void_p)),
     "bimo_rms_norm": (None, (c_void_p, c_void_p, c_void_p, c_float, ctypes.c_int, c_void_p)),

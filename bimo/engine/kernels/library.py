@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from bimo.engine.kernels.layout import SIGNATURES
 
 
-class NoKernels(Exception):
+class NoKernelsError(Exception):
     """The kernels cannot be used here; the text says why."""
 
 
@@ -36,40 +37,42 @@ class Kernels:
         self.table = library.bimo_kernels(table)
         self.name: str = library.bimo_kernels_name(self.table).decode()
         self.width: int = library.bimo_kernels_width(self.table)
-        self.threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1))
+        self.threads = threads or len(
+            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1)
+        )
         self._start()
 
     def _start(self) -> None:
         self._process = os.getpid()
-        self._machine = self.call.bimo_machine_new(self.threads)
+        self._machine: int = self.call.bimo_machine_new(self.threads)
         if not self._machine:
-            raise NoKernels(f"no memory or no threads for {self.threads} threads")
+            raise NoKernelsError(f"no memory or no threads for {self.threads} threads")
+        # Not when Python ends: a thread that still computes would be waited for.
+        self._ending = weakref.finalize(self, self.call.bimo_machine_free, self._machine)
+        self._ending.atexit = False
 
     @property
     def machine(self) -> int:
         """The threads' handle. A forked process has none of its parent's threads and gets its own."""
         if self._process != os.getpid():
+            self._ending.detach()
             self._start()
         return self._machine
-
-    def __del__(self) -> None:
-        if getattr(self, "_machine", None) and self._process == os.getpid():
-            self.call.bimo_machine_free(self._machine)
 
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
     found = sorted(Path(__file__).parent.glob("_native*.so")) + sorted(Path(__file__).parent.glob("_native*.pyd"))
     if not found:
-        raise NoKernels("they were not compiled when bimo was installed; with a C++ compiler, install it again")
+        raise NoKernelsError("they were not compiled when bimo was installed; with a C++ compiler, install it again")
     try:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
-        raise NoKernels(f"{found[0].name} cannot be loaded ({error})") from error
+        raise NoKernelsError(f"{found[0].name} cannot be loaded ({error})") from error
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, name, None)
         if function is None:
-            raise NoKernels(f"{found[0].name} is of another version; install bimo again")
+            raise NoKernelsError(f"{found[0].name} is of another version; install bimo again")
         function.restype, function.argtypes = result, arguments
     return library
 
@@ -78,7 +81,7 @@ def instruction_sets() -> list[str]:
     """What this machine can run, the fastest first; empty without compiled kernels."""
     try:
         library = _library()
-    except NoKernels:
+    except NoKernelsError:
         return []
     return [library.bimo_kernels_name(library.bimo_kernels(i)).decode() for i in range(library.bimo_kernels_count())]
 
@@ -92,10 +95,10 @@ def load_kernels(threads: int = 0, instruction_set: str = "") -> Kernels:
         instruction_set: One of `instruction_sets()`; '': the fastest, or what BIMO_INSTRUCTION_SET names.
 
     Raises:
-        NoKernels: They were not compiled, or do not fit; it says what to do.
+        NoKernelsError: They were not compiled, or do not fit; it says what to do.
     """
     library, wanted = _library(), instruction_set or os.environ.get("BIMO_INSTRUCTION_SET", "")
     names = instruction_sets()
     if wanted and wanted not in names:
-        raise NoKernels(f"no instruction set {wanted!r}; this machine has {', '.join(names)}")
+        raise NoKernelsError(f"no instruction set {wanted!r}; this machine has {', '.join(names)}")
     return Kernels(library, names.index(wanted) if wanted else 0, threads)

@@ -13,7 +13,7 @@ typedef int32_t I __attribute__((vector_size(32), aligned(4)));
 constexpr int W = 8;
 constexpr int FLOAT_M = 2, FLOAT_N = 3;
 constexpr int BLOCK_M = 4;
-constexpr int ATTEND_R = 3;
+constexpr int ATTEND_R = 3, ATTEND_SUMS = 6;  // queries of a tile of attention, and its sums
 
 inline F set1(float x) { return F{x, x, x, x, x, x, x, x}; }
 inline F zero() { return set1(0.0f); }
