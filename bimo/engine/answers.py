@@ -128,6 +128,11 @@ class Writer:
             piece += self._rest()
         return self._keep(piece)
 
+    def end(self) -> str:
+        """The answer is over although no token said so; return the rest of the text."""
+        self.reason = "end"
+        return self._keep(self._rest())
+
     def choice(self, score: float | None = None) -> Choice:
         """The finished answer."""
         assert self.reason is not None, "the answer is not finished"

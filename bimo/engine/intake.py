@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -12,16 +14,17 @@ from bimo.core.errors import UserError, nearest
 from bimo.core.spec import ModelSpec
 from bimo.engine.answers import Writer
 from bimo.engine.beams import BeamSearch
+from bimo.engine.constraints import Constraint, Forms
 from bimo.engine.jobs import Generation, Job, Pooling, Scoring
 from bimo.engine.naive import room_after
 from bimo.engine.request import Request, SamplingParams
-from bimo.engine.sampling import Constraint, Ids, Rules, seed_of
+from bimo.engine.sampling import Ids, Rules, seed_of
 from bimo.engine.sequence import Sequence
 from bimo.tokenizer import Tokenizer
 
 
 class Intake:
-    """Makes jobs.
+    """Makes jobs, from any thread.
 
     Args:
         spec: The model's shape.
@@ -32,7 +35,8 @@ class Intake:
     def __init__(self, spec: ModelSpec, tokenizer: Tokenizer | None, adapters: Mapping[str, int]) -> None:
         self.spec, self.tokenizer, self.adapters = spec, tokenizer, adapters
         self.ends: frozenset[int] = frozenset() if tokenizer is None else tokenizer.end_ids
-        self._n_arrived = 0
+        self._arrivals = itertools.count()
+        self._compiling = threading.Lock()  # the compiled forms are kept in one table
 
     @cached_property
     def forbidden(self) -> frozenset[int]:
@@ -49,10 +53,10 @@ class Intake:
             UserError: The model cannot do what is asked.
         """
         self._check(request)
-        self._n_arrived += 1
+        arrival = next(self._arrivals)
         if request.want == "generate":
-            return self._generation(request)
-        sequence = self._sequence(request, 0)
+            return self._generation(request, arrival)
+        sequence = self._sequence(request, (arrival, 0))
         sequence.read_to = len(request.prompt) - (
             request.want == "score"
         )  # nothing is asked about the last one's output
@@ -62,18 +66,18 @@ class Intake:
         sequence.output_from = 0 if request.want == "mean" else None
         return Pooling(request, [sequence])
 
-    def _generation(self, request: Request) -> Job:
+    def _generation(self, request: Request, arrival: int) -> Job:
         params = request.params
         seed = secrets.randbits(64) if params.seed is None else params.seed
         forbidden = np.array(sorted(self.forbidden - {*params.stop_ids}), dtype=np.int64)
         if params.beams > 1:
             rules = Rules(params, seed, self.ends, forbidden)
-            return BeamSearch(request, self._sequence(request, 0), rules, self.tokenizer)
+            return BeamSearch(request, self._sequence(request, (arrival, 0)), rules, self.tokenizer)
         room = room_after(self.spec.context_length, request.prompt)
         numbers = range(params.n)
         return Generation(
             request,
-            [self._sequence(request, number) for number in numbers],
+            [self._sequence(request, (arrival, number)) for number in numbers],
             [self._rules(params, seed_of(seed, number), forbidden) for number in numbers],
             [Writer(self.tokenizer, params, self.ends, room) for _ in numbers],
         )
@@ -84,13 +88,19 @@ class Intake:
     def _constraint(self, params: SamplingParams) -> Constraint | None:
         if not params.constrained:
             return None
-        raise UserError("answers cannot be constrained yet", mend="Leave out regex, choices and json_schema.")
+        with self._compiling:
+            return self._forms.of(params)
 
-    def _sequence(self, request: Request, number: int) -> Sequence:
+    @cached_property
+    def _forms(self) -> Forms:
+        assert self.tokenizer is not None, "a request with a form and no tokenizer is refused"
+        return Forms(self.tokenizer, self.spec.vocab_size)
+
+    def _sequence(self, request: Request, order: tuple[int, int]) -> Sequence:
         room = room_after(self.spec.context_length, request.prompt)
         return Sequence(
             job=request.id,
-            order=(self._n_arrived, number),
+            order=order,
             tokens=list(request.prompt),
             n_prompt=len(request.prompt),
             limit=len(request.prompt) + min(room, request.params.max_tokens),

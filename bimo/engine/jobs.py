@@ -107,6 +107,8 @@ class Generation(Job):
             token = next_token(row, sequence.tokens, sequence.n_prompt, rules)
             sequence.tokens.append(token)
             piece = writer.push(token, row)
+            if rules.constraint is not None and rules.constraint.finished and writer.reason is None:
+                piece += writer.end()
             if piece:
                 self.pieces.append((number, piece))
             if writer.reason is not None:

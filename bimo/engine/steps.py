@@ -98,10 +98,10 @@ class StepLoop:
         Raises:
             UserError: The model cannot do what is asked.
         """
+        job = self.intake.job(request)
         with self._door:
             if request.id in self.jobs:
                 raise UserError(f"a request {request.id!r} is under way already", mend="Give each an id of its own.")
-            job = self.intake.job(request)
             self.jobs[request.id] = job
             self._arrived.append(job)
         return job

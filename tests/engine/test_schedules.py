@@ -1,4 +1,4 @@
-"""Whatever comes and goes, each request is answered as if alone, and no block is lost; every protection has a control."""
+"""Whatever comes and goes, each request is answered as if alone, and no block is lost; protections have controls."""
 
 from __future__ import annotations
 
@@ -93,17 +93,20 @@ def check_schedule(seed: int) -> None:
             assert answer_of(job) == by, f"{name} is answered as if alone"
 
 
+def check_schedules(seeds: range) -> None:
+    for seed in seeds:
+        check_schedule(seed)
+
+
 @pytest.mark.parametrize("start", range(0, 300, 50))
 def test_random_schedules_answer_each_request_as_if_alone(start: int) -> None:
-    for seed in range(start, start + 50):
-        check_schedule(seed)
+    check_schedules(range(start, start + 50))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(1000, 11000, 1000))
 def test_ten_thousand_random_schedules(start: int) -> None:
-    for seed in range(start, start + 1000):
-        check_schedule(seed)
+    check_schedules(range(start, start + 1000))
 
 
 def keys_without_chain(pool: Any, keys: list[bytes], tokens: list[int], salt: bytes) -> None:
@@ -153,9 +156,8 @@ CONTROLS: dict[str, tuple[type, str, Callable[[Any], Any]]] = {
 def test_a_protection_that_is_off_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, method, change = CONTROLS[name]
     monkeypatch.setattr(owner, method, change(getattr(owner, method)))
-    with pytest.raises((AssertionError, KeyError, UserError, IndexError)):
-        for seed in range(300):
-            check_schedule(seed)
+    with pytest.raises((AssertionError, IndexError)):
+        check_schedules(range(300))
 
 
 PROMPT = list(range(20))
@@ -191,6 +193,8 @@ def others(n: int, prompt: list[int] | None = None) -> list[Request]:
 def test_the_same_tokens(n_blocks: int, settings: EngineSettings, company: list[Request]) -> None:
     steps = loop(TextRunner(n_blocks), settings)
     assert together(steps, [*company[:8], ONE, *company[8:]])["one"] == alone(ONE), "nothing else matters"
+    if settings.guess_tokens:
+        assert 0 < steps.stats.n_accepted < steps.stats.n_guessed, "some guesses were right, some wrong"
     if n_blocks == 24:
         assert steps.stats.n_preempted > 5, "the cache was too small"
 
