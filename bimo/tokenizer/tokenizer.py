@@ -237,6 +237,11 @@ class Tokenizer:
         """A decoder for a stream of ids."""
         return IncrementalDecoder(self._bytes)
 
+    @property
+    def bytes_of_ids(self) -> Sequence[bytes]:
+        """The text bytes that each id stands for; b"" for control tokens."""
+        return tuple(self._bytes)
+
     def token_bytes(self) -> np.ndarray:
         """Number of text bytes that each id stands for, int64 (V,); 0 for control tokens."""
         return np.array([len(token) for token in self._bytes], dtype=np.int64)
