@@ -42,9 +42,7 @@ def packed(kernels: Kernels, name: str, rows: Tensor, columns: int) -> tuple[lay
     number = layout.FORMATS[name]
     size = kernels.call.bimo_panel_bytes(number, columns, kernels.width) * -(-len(rows) // kernels.width)
     out = torch.empty(size, dtype=torch.uint8)
-    kernels.call.bimo_pack(
-        kernels.machine, number, rows.data_ptr(), len(rows), columns, kernels.width, out.data_ptr()
-    )
+    kernels.call.bimo_pack(kernels.machine, number, rows.data_ptr(), len(rows), columns, kernels.width, out.data_ptr())
     return layout.Matrix(number, len(rows), columns, out.data_ptr(), None), out
 
 
@@ -102,7 +100,9 @@ def test_rows_of_blocks_are_what_the_file_says(kernels: Kernels, name: str) -> N
 
 
 @pytest.mark.parametrize("name", layout.BLOCKS)
-@pytest.mark.parametrize(("M", "rows", "groups"), [(1, 1, 1), (1, 50, 3), (3, 16, 2), (5, 33, 5), (13, 64, 2), (40, 24, 3)])
+@pytest.mark.parametrize(
+    ("M", "rows", "groups"), [(1, 1, 1), (1, 50, 3), (3, 16, 2), (5, 33, 5), (13, 64, 2), (40, 24, 3)]
+)
 def test_block_products(kernels: Kernels, name: str, M: int, rows: int, groups: int) -> None:
     columns = groups * FORMATS[name].block_size
     blocks = random_blocks(name, rows, columns, np.random.default_rng(groups))
@@ -206,7 +206,14 @@ def test_paged_attention(
         block, offset = int(table[place // size]), place % size
         for head in range(K):
             kernels.call.bimo_store(
-                kernels.table, ctypes.byref(cache), 1, block, head, offset, k[place, head].data_ptr(), v[place, head].data_ptr()
+                kernels.table,
+                ctypes.byref(cache),
+                1,
+                block,
+                head,
+                offset,
+                k[place, head].data_ptr(),
+                v[place, head].data_ptr(),
             )
     out = torch.empty(T, H, D)
     for head in range(K):
