@@ -102,13 +102,14 @@ class TorchRunner:
         if model.spec.embedding_scale != 1:
             x = x * model.spec.embedding_scale
         x = model.embed_positions(x, rows.steps)
-        contexts = {kind: self._context(rows, *kind) for kind in {block.kind for block in model.blocks()}}
+        new = rows.slots(rows.steps)
+        contexts = {kind: self._context(rows, new, *kind) for kind in {block.kind for block in model.blocks()}}
         for block in model.blocks():
             x = block(x, contexts[block.kind])
         return x
 
-    def _context(self, rows: _Rows, windowed: bool, rotated: bool) -> AttnContext:
-        """What attention needs in one kind of block."""
+    def _context(self, rows: _Rows, new: Tensor, windowed: bool, rotated: bool) -> AttnContext:
+        """What attention needs in one kind of block; new: slots of the tokens that are read, (B, T)."""
         spec = self.model.spec
         rotation = self.model.embed_positions.rotation(rows.steps, windowed=windowed) if rotated else None
         cos, sin = (None, None) if rotation is None else rotation
@@ -118,7 +119,7 @@ class TorchRunner:
             sin=sin,
             mask=mask,
             causal=rows.steps.shape[1] > 1,
-            cache=PagedView(self.cache, rows.slots(rows.steps), seen),
+            cache=PagedView(self.cache, new, seen),
             scale=spec.attention_scale or None,
             softcap=spec.attention_softcap,
         )

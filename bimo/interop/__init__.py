@@ -1,6 +1,7 @@
 """Weights and tokenizers of others, both ways: Hugging Face folders and GGUF files, for every family that
 `families.py` and `architectures.py` name."""
 
+from bimo.interop.adapters import load_adapter
 from bimo.interop.exporting import export, format_by_name, formats_in
 from bimo.interop.gguf import load_gguf, save_gguf
 from bimo.interop.huggingface import load_model, save_model
@@ -11,6 +12,7 @@ __all__ = [
     "find_model",
     "format_by_name",
     "formats_in",
+    "load_adapter",
     "load_gguf",
     "load_model",
     "open_model",

@@ -217,6 +217,19 @@ def test_copied_blocks_are_independent() -> None:
             assert torch.allclose(again[row], expected[-1], atol=1e-4), "and each goes its own way"
 
 
+def test_a_text_of_broken_numbers_does_not_spoil_its_neighbours() -> None:
+    runner = runner_of(MODELS["gemma3"])
+    ids = list(range(20))
+    runner.logits([Chunk(ids, 0, [0, 1]), Chunk(ids, 0, [2, 3]), Chunk(ids[:9], 0, [4, 5])])
+    runner.cache.values[:, 16 * 2 : 16 * 4] = float("nan")
+    whole, broken, short = runner.logits([Chunk([7], 20, [0, 1]), Chunk([7], 20, [2, 3]), Chunk([7], 9, [4, 5])])
+    assert broken.isnan().all(), "the control: it is broken"
+    with torch.no_grad():
+        for row, before in ((whole, ids), (short, ids[:9])):
+            expected = runner.model(torch.tensor([[*before, 7]]))[0, -1]
+            assert torch.allclose(row, expected, atol=1e-4), "in the same pass, and shorter than it"
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 5e-3), ("int8", 0.2)])
 def test_smaller_caches_stay_close_and_do_not_depend_on_the_steps(dtype: str, bound: float) -> None:
     logits = []
