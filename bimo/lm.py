@@ -19,6 +19,7 @@ from bimo.examples.kinds import examples_of
 from bimo.examples.prepared import prepared_rows
 from bimo.interop import export, find_model, format_by_name, open_model
 from bimo.model.gpt import GPT
+from bimo.model.packed import PackedTensor
 from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Trainer
 from bimo.training.ids import Shape, are_ids, id_rows
@@ -112,9 +113,14 @@ class LM:
 
     def _engine(self) -> Engine:
         """The engine of these weights; a new one when they have changed since, in place or by others."""
-        state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
-        if self._made is None or self._made[0] != state:
-            self._made = state, Engine(self.model, self.tokenizer)
+
+        def state() -> tuple[tuple[int, int], ...]:
+            return tuple((id(p) if isinstance(p, PackedTensor) else p.data_ptr(), p._version) for p in parameters())
+
+        parameters = self.model.parameters
+        if self._made is None or self._made[0] != state():
+            engine = Engine(self.model, self.tokenizer)
+            self._made = state(), engine  # the engine may have unpacked the weights
         return self._made[1]
 
     def fit(

@@ -110,6 +110,8 @@ class BlockPool:
         missing = max(last - len(table.blocks), 0)
         first = start // self.block_size
         shared = [i for i in range(first, last - missing) if self.references[table.blocks[i]] > 1]
+        if not missing and not shared:
+            return []
         if missing + len(shared) > self.n_free:
             return None
         copies = []

@@ -77,6 +77,9 @@ class Label:
 class Engine(StepLoop):
     """Generates, scores, embeds and classifies with one model, many requests at once.
 
+    It is for the weights as they are when it is made: native kernels have a copy of their own, and the cache holds what
+    these weights computed. After training, make another; `bimo.LM` sees to that itself.
+
     Args:
         model: A GPT; or what has `.model` and `.tokenizer`, as a `bimo.LM`.
         tokenizer: The tokenizer that a GPT was trained with; None: prompts are ids, and nothing is an end.

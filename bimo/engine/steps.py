@@ -117,6 +117,7 @@ class StepLoop:
             self._take_in()
             self._guess()
             plan = self.scheduler.schedule()
+            assert plan.chunks or plan.failed or not self.scheduler.running, "texts wait for each other"
             for sequence, error in plan.failed:
                 self._fail(sequence.job, error)
             for source, target in plan.copies:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bimo import LM, Engine, ModelSpec, SamplingParams, TrainingSettings, UserError, new
+from bimo import LM, Engine, ModelSpec, SamplingParams, Tokenizer, TrainingSettings, UserError, load, new
+from bimo.core.spec import RopeScaling
 from bimo.engine import EngineSettings, new_tokens
 from bimo.engine.steps import StepLoop
 
@@ -293,6 +296,32 @@ def test_lm_sees_weights_that_changed_and_keeps_its_engine_otherwise(lm: LM, spe
     assert fresh._engine() is not made, "trained"
     after = fresh.generate("the cat", temperature=0, max_tokens=20)
     assert after == Engine(fresh).complete("the cat", SamplingParams(temperature=0, max_tokens=20)).text != before
+
+
+def test_lm_of_packed_weights_keeps_its_engine(lm: LM, tmp_path: Path) -> None:
+    lm.export(tmp_path / "model.gguf", "Q8_0")
+    packed = load(tmp_path / "model.gguf")
+    assert packed.generate("the cat", temperature=0, max_tokens=5), "something"
+    assert packed._engine() is packed._engine(), "although the engine may unpack them"
+
+
+def test_lm_is_copied_without_its_engine(lm: LM) -> None:
+    lm.generate("a", max_tokens=1)
+    assert copy.deepcopy(lm).generate("a", temperature=0, max_tokens=3) == lm.generate("a", temperature=0, max_tokens=3)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_longrope_is_read_again_where_its_frequencies_change(tokenizer: Tokenizer, backend: Any) -> None:
+    factors = {"short_factors": (1.0, 1.1, 1.2, 1.3), "long_factors": (1.0, 2.0, 4.0, 9.0)}
+    scaling = RopeScaling("longrope", original_context=40, attention_factor=1.2, **factors)
+    spec = ModelSpec(context_length=96, n_layers=2, d_model=24, n_heads=4, head_dim=8, d_ff=40, rope_scaling=scaling)
+    model = new(spec, tokenizer, seed=3)
+    engine = Engine(model, settings=EngineSettings(backend=backend, step_tokens=16, guess_tokens=3))
+    prompts = ["the cat sat", "the cat sat on a mat and saw an old tree by water while", "一只猫坐在垫子上"]
+    for params in (replace(DRAWN, max_tokens=60), replace(DRAWN, max_tokens=60, temperature=0)):
+        found = engine.generate(prompts, params)
+        assert [list(c.tokens) for c in found] == [oracle(engine, prompt, params) for prompt in prompts]
+    assert_idle(engine)
 
 
 def test_stats_count(engine: Engine) -> None:
