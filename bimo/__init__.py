@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bimo.core.registry import register
     from bimo.data.checkup import check
     from bimo.engine import Engine, SamplingParams
+    from bimo.evaluation.bench import bench
     from bimo.evaluation.verify import verify
     from bimo.lm import LM, load, new
     from bimo.model.gpt import GPT
@@ -40,6 +41,7 @@ _HOMES = {
     "Trainer": "bimo.training",
     "TrainingSettings": "bimo.core.config",
     "UserError": "bimo.core.errors",
+    "bench": "bimo.evaluation.bench",
     "check": "bimo.data.checkup",
     "load": "bimo.lm",
     "new": "bimo.lm",
@@ -59,6 +61,7 @@ __all__ = [
     "Trainer",
     "TrainingSettings",
     "UserError",
+    "bench",
     "check",
     "load",
     "new",

@@ -102,6 +102,13 @@ def test_export_writes_a_file_that_the_other_commands_open(trained: Path) -> Non
     assert written.returncode == 0, written.stderr
 
 
+def test_bench_prints_a_table_and_writes_figures(trained: Path) -> None:
+    done = run_here(trained, "bench", "runs/first", "--seconds", "2", "--peers", "[]", "--output", "figures.json")
+    assert done.returncode == 0, done.stderr
+    assert "| decode, 1 stream of 8, tokens/s |" in done.stdout
+    assert json.loads((trained / "figures.json").read_text())["rows"][0]["figures"]["bimo"] > 0
+
+
 def test_verify_ends_with_a_verdict_and_a_page(trained: Path) -> None:
     done = run_here(trained, "verify", "runs/first", "--references", "[numpy]", "--exports", "[hf]")
     assert done.returncode == 0, done.stdout + done.stderr

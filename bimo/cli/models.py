@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bimo.cli.options import add_model, generation, load_model, make_parser, print_now
 from bimo.core.errors import UserError
+from bimo.core.registry import import_modules
 
 
 def generate(arguments: list[str]) -> int:
@@ -67,6 +68,26 @@ def verify(arguments: list[str]) -> int:
     certificate.save(output)
     print(f"\n{certificate.verdict}\nThe page: {output / 'certificate.html'}  The data: {output / 'certificate.json'}")
     return 0 if certificate.ok else 1
+
+
+def bench(arguments: list[str]) -> int:
+    """Measure a model on this machine: speed, memory, shares of the machine's limits, and peers beside it."""
+    parser = make_parser("bench", bench)
+    add_model(parser)
+    parser.add_argument("--output", type=str, default="", help="A file for the figures, as JSON.")
+    from bimo.evaluation.bench import BenchSettings
+    from bimo.evaluation.bench import bench as run
+    from bimo.flags import add_settings, settings_values
+
+    add_settings(parser, BenchSettings)
+    options = parser.parse_args(arguments)
+    import_modules(options.modules)
+    settings = BenchSettings.from_dict(settings_values(options, BenchSettings))
+    report = run(options.model, settings, modules=options.modules, say=print_now)
+    print("\n" + "\n".join(report.lines()))
+    if options.output:
+        report.save(Path(options.output))
+    return 0
 
 
 def export(arguments: list[str]) -> int:
