@@ -123,7 +123,7 @@ class Engine(StepLoop):
         prompts: Prompt | Iterable[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        adapter: str = "",
+        adapter: str | Sequence[str] = "",
         keep_errors: bool = False,
     ) -> list[Completion]:
         """An answer to each prompt, in order.
@@ -131,15 +131,20 @@ class Engine(StepLoop):
         Args:
             prompts: Texts, or ids as the tokenizer gives them.
             params: For all of them, or one for each.
-            adapter: The LoRA adapter to use.
+            adapter: The LoRA adapter to use, for all of them, or one for each; "": none.
             keep_errors: Give a prompt that cannot be answered a Completion with the error, instead of raising it after
                 all others were answered.
         """
         every = _prompts(prompts)
         each = list(params) if isinstance(params, Sequence) else [params] * len(every)
-        if len(each) != len(every):
-            raise UserError(f"{len(every)} prompts and {len(each)} params", mend="Give one for all, or one for each.")
-        requests = [self.request(prompt, own, adapter=adapter) for prompt, own in zip(every, each, strict=True)]
+        names = [adapter] * len(every) if isinstance(adapter, str) else list(adapter)
+        for what, given in (("params", each), ("adapters", names)):
+            if len(given) != len(every):
+                mend = "Give one for all, or one for each."
+                raise UserError(f"{len(every)} prompts and {len(given)} {what}", mend=mend)
+        requests = [
+            self.request(prompt, own, adapter=name) for prompt, own, name in zip(every, each, names, strict=True)
+        ]
         found = self._answers(requests, keep_errors=keep_errors)
         return [Completion((), answer) if isinstance(answer, UserError) else answer for answer in found]
 
@@ -224,7 +229,12 @@ class Engine(StepLoop):
         return [Score(tuple(ids), logprobs) for ids, logprobs in zip(tokens, found, strict=True)]
 
     def embed(
-        self, texts: Sequence[Prompt], *, pooling: Literal["mean", "last"] = "mean", normalize: bool = True
+        self,
+        texts: Sequence[Prompt],
+        *,
+        pooling: Literal["mean", "last"] = "mean",
+        normalize: bool = True,
+        adapter: str = "",
     ) -> Floats:
         """A vector for each text, float32 (n, C): the mean of the last hidden states, or the last one.
 
@@ -232,19 +242,20 @@ class Engine(StepLoop):
             texts: Texts, or ids.
             pooling: What is taken of the states.
             normalize: Scale to length 1.
+            adapter: The LoRA adapter to use.
         """
-        rows = self._answers([self.request(text, want=pooling) for text in texts])
+        rows = self._answers([self.request(text, want=pooling, adapter=adapter) for text in texts])
         vectors = np.stack(rows) if rows else np.empty((0, self.model.spec.d_model), dtype=np.float32)
         if normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def classify(self, texts: Sequence[str], labels: Sequence[str]) -> list[Label]:
+    def classify(self, texts: Sequence[str], labels: Sequence[str], *, adapter: str = "") -> list[Label]:
         """The label that the model finds likeliest to follow each text; texts should end with the question."""
         if not labels or len(set(labels)) < len(labels):
             raise UserError(f"labels must be different texts, are {list(labels)}", mend="Name each once.")
         pairs = [(text, label) for text in texts for label in labels]
-        scores = self.score([label for _, label in pairs], [text for text, _ in pairs])
+        scores = self.score([label for _, label in pairs], [text for text, _ in pairs], adapter=adapter)
         totals = np.array([score.total for score in scores]).reshape(len(texts), len(labels))
         weights = np.exp(totals - totals.max(axis=1, keepdims=True)) if len(texts) else totals
         found = []

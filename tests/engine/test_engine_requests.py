@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model.test_lora import adapter_of
 
 from bimo import LM, Engine, ModelSpec, SamplingParams, Tokenizer, TrainingSettings, UserError, load, new
 from bimo.core.spec import RopeScaling
 from bimo.engine import EngineSettings, new_tokens
 from bimo.engine.steps import StepLoop
+from bimo.model.lora import merge
 
 TEXTS = ["the cat", "一只猫", "der Hund schlief", "a", "the cat sat on a mat and saw", "by", "", "while water"]
 DRAWN = SamplingParams(max_tokens=25, temperature=1.0, seed=11)
@@ -321,6 +323,23 @@ def test_longrope_is_read_again_where_its_frequencies_change(tokenizer: Tokenize
     for params in (replace(DRAWN, max_tokens=60), replace(DRAWN, max_tokens=60, temperature=0)):
         found = engine.generate(prompts, params)
         assert [list(c.tokens) for c in found] == [oracle(engine, prompt, params) for prompt in prompts]
+    assert_idle(engine)
+
+
+def test_each_request_chooses_its_adapter(lm: LM) -> None:
+    adapters = [adapter_of(lm.model, "a", 3, seed=1), adapter_of(lm.model, "b", 2, seed=2)]
+    engine = Engine(lm, adapters=adapters)
+    names = ["a", "", "b", "a", "b"]
+    found = engine.generate(["the cat"] * 5, DRAWN, adapter=names)
+    merged = {adapter.name: merge(copy.deepcopy(lm.model), adapter) for adapter in adapters} | {"": lm.model}
+    alone = {name: Engine(model, lm.tokenizer) for name, model in merged.items()}
+    assert [c.text for c in found] == [alone[name].complete("the cat", DRAWN).text for name in names]
+    assert len({c.text for c in found}) == 3, "the control: each model says something else"
+    assert np.allclose(engine.embed(["a"], adapter="b"), alone["b"].embed(["a"]), atol=1e-4)
+    with pytest.raises(UserError, match="there is no adapter 'c'"):
+        engine.generate(["a"], DRAWN, adapter="c")
+    with pytest.raises(UserError, match="1 prompts and 2 adapters"):
+        engine.generate(["a"], DRAWN, adapter=["a", "b"])
     assert_idle(engine)
 
 
