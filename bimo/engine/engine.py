@@ -164,7 +164,7 @@ class Engine(StepLoop):
                     return self._result(job)
                 self.step()
         finally:
-            self.cancel(job.request.id)
+            self._give_up(job)
 
     async def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[str, None]:
         """Like `stream`, for `async for`: a thread runs the steps, for all such streams together."""
@@ -190,7 +190,7 @@ class Engine(StepLoop):
                     return
                 await news.wait()
         finally:
-            self.cancel(job.request.id)
+            self._give_up(job)
 
     def tokens(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[int]:
         """New token ids, one by one, until an end token, `max_tokens` or the end of the context."""
@@ -208,7 +208,7 @@ class Engine(StepLoop):
                     return
                 self.step()
         finally:
-            self.cancel(job.request.id)
+            self._give_up(job)
 
     def score(self, texts: Sequence[str], contexts: Sequence[str] | None = None, *, adapter: str = "") -> list[Score]:
         """How likely each text is, token by token, by the model alone.
@@ -295,8 +295,9 @@ class Engine(StepLoop):
                 while isinstance(job, Job) and not job.finished.is_set():
                     self.step()
         finally:
-            for request in requests:
-                self.cancel(request.id)
+            for job in jobs:
+                if isinstance(job, Job):
+                    self._give_up(job)
         found = [job if isinstance(job, UserError) else job.error or job.result for job in jobs]
         for number, answer in enumerate(found):
             if isinstance(answer, UserError) and not keep_errors:
@@ -304,6 +305,11 @@ class Engine(StepLoop):
                     raise answer
                 raise UserError(answer.what, where=answer.where or f"prompt {number}", mend=answer.mend) from answer
         return found
+
+    def _give_up(self, job: Job) -> None:
+        """Cancel a job that is still under way."""
+        if not job.finished.is_set():
+            self.cancel(job.request.id)
 
     @staticmethod
     def _result(job: Job) -> Any:
