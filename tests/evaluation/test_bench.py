@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,21 @@ def test_who_fails_is_left_out_with_a_reason_and_the_others_go_on() -> None:
         "first": f"its process has ended (killed by signal {int(signal.SIGILL)})",
         "second": "ValueError: no room",
     }
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["engine_cpu.py", "engine_gpu.py"])
+def test_the_benchmarks_of_the_engine_run_on_a_tiny_model(program: str, folder: Path) -> None:
+    options = {"engine_cpu.py": ["--model", str(folder)], "engine_gpu.py": ["--device", "cpu"]}[program]
+    command = [sys.executable, str(BENCHMARKS / program), "--quick", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "| decode, 1 stream" in done.stdout
+    if importlib.util.find_spec("transformers"):
+        assert "tokens are transformers' likeliest; largest gap of logits 0.0e+00" in done.stdout
 
 
 def test_figures_of_a_run() -> None:
