@@ -141,6 +141,7 @@ def race(
     """
     results, racing = Results(), dict(contenders)
     until, longest = time.perf_counter() + effort.seconds, 0.0
+    missed: dict[str, list[str]] = {}
     for name in list(racing):
         _try(racing, name, Shape(1, 4, 2).work(vocab_size, 0), results)  # whatever is settled at the first use
     for number in range(effort.rounds):
@@ -150,7 +151,7 @@ def race(
         for measure, name in _turns(measures, racing, number):
             if time.perf_counter() > until:
                 if not number:
-                    results.left_out.setdefault(f"{measure.name}, {name}", "no time was left")
+                    missed.setdefault(measure.name, []).append(name)
                 continue
             time.sleep(_CALM_S)
             seed = hash((number, measure.shape)) % 2**32
@@ -159,6 +160,7 @@ def race(
                 results.figures.setdefault((measure.name, name), []).append(measure.figure(run))
         longest = max(longest, time.perf_counter() - begun)
         on_round(number)
+    results.left_out |= {name: f"no time was left for {', '.join(who)}" for name, who in missed.items()}
     return results
 
 

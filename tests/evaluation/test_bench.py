@@ -108,6 +108,13 @@ def test_who_fails_is_left_out_with_a_reason_and_the_others_go_on() -> None:
     }
 
 
+def test_measures_without_time_are_named() -> None:
+    racing = {"only": Apart(Stubborn, threads=1)}
+    results = race(racing, [Measure("late", "tokens/s", Shape(1, 1, 3), decode_speed)], 10, Effort(2, 1e-9))
+    assert results.figures == {}
+    assert results.left_out == {"late": "no time was left for only"}
+
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
