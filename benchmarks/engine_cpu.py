@@ -43,7 +43,7 @@ from bimo.evaluation.racing import (
 )
 
 PARTS = ("decode", "prefill", "streams", "prefix", "context", "memory", "start", "equality")
-DECODE = "decode, 1 stream"
+DECODE, PREFIX = "decode, 1 stream", "shared prefix of 400, 16 streams, first token"
 HELD_AGAINST = (
     ("int4", "llama.cpp Q4_0", 1.6),
     ("int8", "llama.cpp Q8_0", 1.4),
@@ -234,7 +234,7 @@ def measures(options: argparse.Namespace, names: Sequence[str], context: int) ->
     if "prefix" in options.parts:
         sharing = tuple(name for name in names if f"{name}, not sharing" in names or name.endswith("not sharing"))
         shape = Shape(16, 416, 2, shared=400)
-        found.append(Measure("shared prefix of 400, 16 streams, first token", "ms", shape, first_ms, sharing))
+        found.append(Measure(PREFIX, "ms", shape, first_ms, sharing))
     if "context" in options.parts:
         for length in (100, 2000):
             if length + new <= context:
@@ -259,6 +259,8 @@ def cold_starts(path: str, threads: int, rounds: int) -> dict[str, list[float]]:
             process.communicate()
             if said:
                 found.setdefault(name, []).append(seconds)
+            else:
+                print(f"left out: start of {name}: it ended without a word (exit code {process.returncode})")
     return found
 
 
@@ -292,19 +294,19 @@ def promised(results: Results, abouts: Mapping[str, About], limits: Speed) -> It
         limit = decode_limit(abouts["bimo int4"], limits, Shape(1, 16, 64))
         yield Line(f"{DECODE}, int4, of the memory's limit", _shown(us), f"{limit:.0f}", us[1] / limit, 0.7)
     for more in streams[1:]:
-        first, other = _best(results, streams[0], ours), _best(results, more, ours)
+        first = _best(results, streams[0], ours)
+        other = results.median(more, first[0]) if first else None
         if first and other:
-            yield Line(f"{more} : {streams[0]}", _shown(other), _shown(first), other[1] / first[1], 1.0)
+            yield Line(f"{more} : {streams[0]}", _shown((first[0], other)), _shown(first), other / first[1], 1.0)
     yield from _within(results, ours)
 
 
 def _within(results: Results, ours: Sequence[str]) -> Iterator[Line]:
     """What bimo promises of itself: prefixes and long contexts."""
-    prefix = "shared prefix of 400, 16 streams, first token"
     for name in ours:
-        shared, alone = results.median(prefix, name), results.median(prefix, f"{name}, not sharing")
+        shared, alone = results.median(PREFIX, name), results.median(PREFIX, f"{name}, not sharing")
         if shared and alone:
-            yield Line(f"{prefix}, {name}", f"{shared:.0f} ms", f"{alone:.0f} ms", alone / shared, 5.0)
+            yield Line(f"{PREFIX}, {name}", f"{shared:.0f} ms", f"{alone:.0f} ms", alone / shared, 5.0)
     for name in ours:
         short, long = results.median("decode after 100", name), results.median("decode after 2,000", name)
         if short and long:
