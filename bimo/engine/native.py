@@ -7,7 +7,6 @@ integers in groups of 32, as in llama.cpp. What a row becomes does not depend on
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
+from bimo.engine.kernels.memory import lazy_memory
 from bimo.engine.native_model import NativeModel
 from bimo.engine.runner import Chunk
 from bimo.engine.settings import EngineSettings
@@ -100,14 +100,6 @@ class NativeRunner:
         if failed:
             raise MemoryError("no memory for a step of the native kernels")
         return out
-
-
-def lazy_memory(n_bytes: int) -> Any:
-    """Bytes, uint8, that the system gives page by page when they are first written, in large pages where it can."""
-    memory = mmap.mmap(-1, max(1, n_bytes))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype=np.uint8)
 
 
 def _int32(numbers: list[int]) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
+from bimo.engine.kernels.memory import Arena, let_go
 from bimo.model.attention import Attention
 from bimo.model.blocks import FORMATS, dequantize
 from bimo.model.feedforward import GEGLU, GELU, Gated, GEGLUErf, GELUErf, ReGLU, ReLU, SwiGLU
@@ -70,6 +71,9 @@ class NativeModel:
         self._kept: list[Any] = []
         self._matrices: dict[int, layout.Matrix] = {}
         self._n_positions = 0
+        weights = {id(parameter): parameter for parameter in model.parameters()}.values()
+        self._arena = Arena(self._panel_bytes(*_stored(weight)) for weight in weights if weight.dim() == 2)
+        self._read: list[tuple[int, int]] = []
         blocks = list(model.blocks())
         spec, first = model.spec, blocks[0]
         self.layers = (layout.Layer * len(blocks))(*(self._layer(block) for block in blocks))
@@ -99,6 +103,7 @@ class NativeModel:
             learned_positions=self._learned(),
             adapters=self._adapters(adapters, len(blocks)),
         )
+        let_go(self._read)  # the panels are what is read from now on
         self.need_positions(min(spec.context_length, 1024))
 
     def need_positions(self, count: int) -> None:
@@ -143,25 +148,23 @@ class NativeModel:
         return layout.Matrix(matrix.format, matrix.rows, matrix.columns, matrix.data, self._floats(bias))
 
     def _laid_out(self, weight: Tensor) -> layout.Matrix:
-        rows, columns = weight.shape
-        if isinstance(weight, PackedTensor):
-            name, data = weight.format.name, weight.rows
-            if name not in layout.FORMATS:
-                name, data = ("Q8_0", _widened(data)) if name == "Q5_0" else ("F32", dequantize(data, weight.format))
-        else:
-            name, data = _FLOATS[weight.dtype], weight
-        data = data.contiguous()
-        if name in layout.BLOCKS:
-            data = self._packed(name, data, rows, columns)
-        self._kept.append(data)
-        return layout.Matrix(layout.FORMATS[name], rows, columns, data.data_ptr(), None)
+        name, data, (rows, columns) = _stored(weight)
+        size = self._panel_bytes(name, data, weight.shape)
+        if not size:
+            self._kept.append(data)
+            return layout.Matrix(layout.FORMATS[name], rows, columns, data.data_ptr(), None)
+        call, kernels, address = self.kernels.call, self.kernels, self._arena.take(size)
+        call.bimo_pack(kernels.machine, layout.FORMATS[name], data.data_ptr(), rows, columns, kernels.width, address)
+        self._read.append((data.data_ptr(), data.numel()))
+        return layout.Matrix(layout.FORMATS[name], rows, columns, address, None)
 
-    def _packed(self, name: str, data: Tensor, rows: int, columns: int) -> Tensor:
-        call, width, format = self.kernels.call, self.kernels.width, layout.FORMATS[name]
-        panels = -(-rows // width)
-        out = torch.empty(panels * call.bimo_panel_bytes(format, columns, width), dtype=torch.uint8)
-        call.bimo_pack(self.kernels.machine, format, data.data_ptr(), rows, columns, width, out.data_ptr())
-        return out
+    def _panel_bytes(self, name: str, data: Tensor, shape: Sequence[int]) -> int:
+        """Bytes of a matrix in panels; 0 when it is read where it lies."""
+        if name not in layout.BLOCKS:
+            return 0
+        rows, columns = shape
+        width = self.kernels.width
+        return int(-(-rows // width) * self.kernels.call.bimo_panel_bytes(layout.FORMATS[name], columns, width))
 
     def _norm(self, module: nn.Module) -> layout.Norm:
         if isinstance(module, nn.Identity):
@@ -189,6 +192,18 @@ class NativeModel:
         plain = tensor.detach().float().contiguous()
         self._kept.append(plain)
         return plain.data_ptr()
+
+
+def _stored(weight: Tensor) -> tuple[str, Tensor, Sequence[int]]:
+    """Format, contiguous data and shape of a matrix as the kernels can take it."""
+    if not isinstance(weight, PackedTensor):
+        return _FLOATS[weight.dtype], weight.detach().contiguous(), weight.shape
+    name, rows = weight.format.name, weight.rows.contiguous()
+    if name == "Q5_0":
+        return "Q8_0", _widened(rows), weight.shape
+    if name not in layout.FORMATS:
+        return "F32", dequantize(rows, weight.format), weight.shape
+    return name, rows, weight.shape
 
 
 def _widened(rows: Tensor) -> Tensor:

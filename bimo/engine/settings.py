@@ -35,7 +35,9 @@ class EngineSettings(Settings):
     def problems(self) -> list[str]:
         at_least = {"threads": 0, "cache_tokens": 0, "block_size": 1, "max_running": 1, "step_tokens": 1}
         at_least["guess_tokens"] = 0
-        found = [f"{n} must be at least {m}, is {getattr(self, n)}" for n, m in at_least.items() if getattr(self, n) < m]
+        found = [
+            f"{n} must be at least {m}, is {getattr(self, n)}" for n, m in at_least.items() if getattr(self, n) < m
+        ]
         if self.block_size % 16:
             found.append(f"block_size must be a multiple of 16, is {self.block_size}")
         return found

@@ -34,7 +34,8 @@ struct Activations {
 
 enum CacheType : int32_t { CACHE_F32, CACHE_F16, CACHE_I8 };
 
-// Keys and values of all layers. A block of a layer holds, for each key/value head, its tokens in tiles of `width`:
+// Keys and values. A block has all layers side by side, so that only blocks in use take memory. Of a layer it holds, for
+// each key/value head, its tokens in tiles of `width`:
 // keys transposed, (head_dim, width), values as (width, head_dim). int8 has a float scale per token beside each.
 struct Cache {
   int32_t type, block_size, n_blocks, n_layers, n_kv_heads, head_dim;
@@ -130,7 +131,7 @@ inline size_t cache_block_bytes(const Cache& c) { return cache_head_bytes(c) * c
 inline CachePlace cache_tile(const Cache& c, int layer, int block, int head, int tile, int width) {
   const size_t size = c.type == CACHE_F32 ? 4 : c.type == CACHE_F16 ? 2 : 1;
   const size_t numbers = size_t(c.block_size) * c.head_dim, tile_bytes = size_t(width) * c.head_dim * size;
-  uint8_t* base = c.data + (size_t(layer) * c.n_blocks + block) * cache_block_bytes(c) + head * cache_head_bytes(c);
+  uint8_t* base = c.data + (size_t(block) * c.n_layers + layer) * cache_block_bytes(c) + head * cache_head_bytes(c);
   float* scales = reinterpret_cast<float*>(base + 2 * numbers * size);
   return {base + tile * tile_bytes, base + numbers * size + tile * tile_bytes, scales + tile * width,
           scales + c.block_size + tile * width};
