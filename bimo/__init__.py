@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bimo.lm import LM, load, new
     from bimo.model.gpt import GPT
     from bimo.model.packed import unpack
+    from bimo.quantizing import quantize
     from bimo.tokenizer import Tokenizer
     from bimo.training import Callback, Trainer
 
@@ -45,6 +46,7 @@ _HOMES = {
     "check": "bimo.data.checkup",
     "load": "bimo.lm",
     "new": "bimo.lm",
+    "quantize": "bimo.quantizing",
     "register": "bimo.core.registry",
     "unpack": "bimo.model.packed",
     "verify": "bimo.evaluation.verify",
@@ -65,6 +67,7 @@ __all__ = [
     "check",
     "load",
     "new",
+    "quantize",
     "register",
     "unpack",
     "verify",

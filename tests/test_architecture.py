@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "planning": {"core", "tokenizer", "data", "training", "preparing", "recipes"},
     "budgeting": {"core", "data", "model", "training", "preparing", "recipes"},
     "tuning": {"core", "tokenizer", "data", "training", "evaluation", "lm", "preparing", "recipes"},
+    "quantizing": {"core", "data", "model", "interop", "evaluation", "lm"},
     "cluster": {"core", "tokenizer", "data", "training", "preparing", "recipes", "tuning", ""},
     "cli": {
         "core",
@@ -56,6 +57,7 @@ MAY_IMPORT = {
         "planning",
         "budgeting",
         "tuning",
+        "quantizing",
         "cluster",
         "flags",
         "recipes",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bimo.cli.data import check, prepare
-from bimo.cli.models import bench, chat, export, generate, verify
+from bimo.cli.models import bench, chat, export, generate, quantize, verify
 from bimo.cli.options import INTERRUPTED
 from bimo.cli.start import demo, doctor
 from bimo.cli.training import plan, train
@@ -24,7 +24,7 @@ _PATIENCE_S = 5.0
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     verb.__name__: ((verb.__doc__ or "").strip(), verb)
-    for verb in (doctor, demo, check, prepare, plan, train, tune, generate, chat, verify, export, bench)
+    for verb in (doctor, demo, check, prepare, plan, train, tune, generate, chat, verify, quantize, export, bench)
 }
 
 

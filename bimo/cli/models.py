@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bimo.cli.options import add_model, generation, load_model, make_parser, print_now
+from bimo.cli.options import add_model, generation, load_model, make_parser, print_now, show_stage
 from bimo.core.errors import UserError
 from bimo.core.registry import import_modules
 
@@ -114,3 +114,28 @@ def export(arguments: list[str]) -> int:
     for found in findings:
         print_now(found)
     return 0 if all(found.ok for found in findings) else 1
+
+
+def quantize(arguments: list[str]) -> int:
+    """Make a model of 8 or 4 bits, measure what that costs, and write its folder."""
+    parser = make_parser("quantize", quantize)
+    add_model(parser)
+    parser.add_argument("--to", type=str, required=True, help="int8 or int4.")
+    parser.add_argument("--output", type=str, default="", help="The new folder. Default: MODEL-int4, here.")
+    texts = "Files to look at and to measure on, like what the model is for. Default: the model writes its own text."
+    parser.add_argument("--text", type=str, nargs="+", default=[], help=texts)
+    limit = "Nats per token (KL) beyond which nothing is written. Default: 0.02 for int8, 0.2 for int4."
+    parser.add_argument("--limit", type=float, default=None, help=limit)
+    parser.add_argument("--force", action="store_true", help="Write it whatever it costs.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the text that the model writes.")
+    options = parser.parse_args(arguments)
+    lm = load_model(options)
+    from bimo.quantizing import quantize as run
+
+    output = Path(options.output or f"{Path(options.model).name.removesuffix('.gguf')}-{options.to}")
+    print(f"quantising {options.model} to {options.to}: {lm.model.n_parameters():,} parameters", flush=True)
+    found = run(lm, options.to, text=options.text, limit=options.limit, seed=options.seed, on_progress=show_stage)
+    print_now(found)
+    found.save(output, force=options.force)
+    print_now(f"wrote {output}")
+    return 0

@@ -167,5 +167,10 @@ def print_now(line: object) -> None:
 
 def show_share(share: float) -> None:
     """How far the reading is, on a line that the next one overwrites; only where somebody looks."""
+    show_stage("reading", share)
+
+
+def show_stage(stage: str, share: float) -> None:
+    """How far a stage of some work is, in the same way."""
     if sys.stderr.isatty():
-        print(f"\r\033[Kreading: {share:.0%}" if share < 1 else "\r\033[K", end="", file=sys.stderr, flush=True)
+        print(f"\r\033[K{stage}: {share:.0%}" if share < 1 else "\r\033[K", end="", file=sys.stderr, flush=True)

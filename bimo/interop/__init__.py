@@ -2,7 +2,7 @@
 `families.py` and `architectures.py` name."""
 
 from bimo.interop.adapters import load_adapter
-from bimo.interop.exporting import export, format_by_name, formats_in
+from bimo.interop.exporting import export, format_by_name, formats_in, save_packed
 from bimo.interop.gguf import load_gguf, save_gguf
 from bimo.interop.huggingface import load_model, save_model
 from bimo.interop.opening import find_model, open_model
@@ -18,4 +18,5 @@ __all__ = [
     "open_model",
     "save_gguf",
     "save_model",
+    "save_packed",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bimo.core.artifacts import write_folder
 from bimo.core.errors import UserError, nearest
@@ -16,6 +19,8 @@ from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 
 FORMATS = ("hf", *EXPORTS, "onnx")
+COST = "quantization.json"
+"""What quantisation has cost, beside the weights."""
 
 
 def export(
@@ -63,6 +68,35 @@ def export(
     if tokenizer is None:
         raise UserError("a GGUF file needs a tokenizer, and this model has none", mend="Add its tokenizer.json.")
     save_gguf(path, model, tokenizer, format, name=path.stem)
+    return path
+
+
+def save_packed(
+    model: GPT, tokenizer: Tokenizer | None, path: Path, *, facts: Mapping[str, Any], source: Path | None = None
+) -> Path:
+    """Write a quantised model as it is: a folder with its packed weights, which bimo alone opens.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer; None: it knows ids and no text.
+        path: A folder.
+        facts: What quantisation has cost, for `quantization.json`.
+        source: Where the model came from, which is not written over.
+
+    Raises:
+        UserError: Something else lies there, or the disk is full.
+    """
+    try:
+        _check_place(path, "hf", source)
+        with write_folder(path) as target:
+            save_model(target, model, tokenizer, packed=True)
+            if tokenizer is not None:
+                tokenizer.save(target)
+            (target / COST).write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
+    except (OSError, UnicodeError) as error:  # as in `export`
+        raise UserError(
+            f"cannot be written ({error})", where=ascii(str(path))[1:-1][:300], mend="Choose another place."
+        ) from error
     return path
 
 

@@ -66,7 +66,8 @@ def save_gguf(path: Path, model: GPT, tokenizer: Tokenizer, format: str = "F16",
     """Write a model and its tokenizer as one GGUF file that llama.cpp loads.
 
     Vectors, routers and learned positions are written as F32. With Q4_0 and Q4_K the embeddings and the head are Q8_0.
-    A matrix whose width does not fit the blocks is written as Q8_0, or else as F16.
+    A matrix whose width does not fit the blocks is written as Q8_0, or else as F16. Matrices that are packed in the
+    format already go over as they are, bit for bit.
 
     Args:
         path: Where to; an existing file is replaced.
@@ -92,9 +93,9 @@ def save_gguf(path: Path, model: GPT, tokenizer: Tokenizer, format: str = "F16",
         **write_tokenizer(tokenizer, spec.vocab_size),
     }
     source = _Source(architecture, model)
-    formats = {n: _format_of(n, shape, format) for n, shape in source.shapes.items()}
+    formats = {n: _format_of(n, shape, format, source.packed(n)) for n, shape in source.shapes.items()}
     tensors = [(n, shape, formats[n].number) for n, shape in source.shapes.items()]
-    write_gguf(path, metadata, tensors, lambda n: quantize(source.get(n), formats[n]).flatten().numpy())
+    write_gguf(path, metadata, tensors, lambda n: source.rows(n, formats[n]).flatten().numpy())
 
 
 class _Source:
@@ -127,6 +128,26 @@ class _Source:
         [tensor] = self.names.write(tensors).values()
         return tensor.contiguous()
 
+    def packed(self, theirs: str) -> str:
+        """The format in which all parts of a tensor are packed already; '' for none."""
+        parts = [self.parameters[name] for name in self.parts.get(theirs, ())]
+        formats = {part.format.name if isinstance(part, PackedTensor) else "" for part in parts}
+        return formats.pop() if len(formats) == 1 else ""
+
+    def rows(self, theirs: str, format: BlockFormat) -> Tensor:
+        """A tensor as packed rows of a format, uint8, (…, rows, bytes of a row)."""
+        if format.block_size == 1 or self.packed(theirs) != format.name:
+            return quantize(self.get(theirs), format)
+        # Layouts of theirs differ in the order of rows alone, so rows of bytes can be put into it, too.
+        parts = {name: self._ordered(name, self._rows_of(name)) for name in self.parts[theirs]}
+        [rows] = self.names.write(parts).values()
+        return rows.contiguous()
+
+    def _rows_of(self, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        assert isinstance(parameter, PackedTensor), f"{name} is not packed"
+        return parameter.rows.cpu()
+
     def _shape(self, parts: list[str]) -> tuple[int, ...]:
         shapes = [tuple(self.parameters[name].shape) for name in parts]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -135,6 +156,10 @@ class _Source:
         tensor = plain(self.parameters[name].detach()).float().cpu()
         if self.spec.norm == "rmsnorm_1p" and "norm" in name:
             tensor = tensor + 1.0  # llama.cpp counts these weights from 0
+        return self._ordered(name, tensor)
+
+    def _ordered(self, name: str, tensor: Tensor) -> Tensor:
+        """Rows in their order."""
         if self.architecture.interleaved and _turns(name):
             heads = tensor.unflatten(0, (-1, 2, self.spec.head_dim // 2))  # (heads, 2, pairs, …)
             tensor = heads.transpose(1, 2).flatten(0, 2)
@@ -234,10 +259,12 @@ def _vector(file: GGUFFile, name: str) -> Tensor:
     return dequantize(_rows(file, name), _BY_NUMBER[info.type]).reshape(info.shape)
 
 
-def _format_of(name: str, shape: tuple[int, ...], format: str) -> BlockFormat:
-    """The format that a tensor is written in."""
+def _format_of(name: str, shape: tuple[int, ...], format: str, packed: str) -> BlockFormat:
+    """The format that a tensor is written in, which may be `packed` in one already."""
     if len(shape) == 1 or name.endswith(_EXACT):
         return FORMATS["F32"]
+    if packed == format:
+        return FORMATS[format]
     wanted = "Q8_0" if format.startswith("Q4") and name in _FINE else format
     fitting = (f for f in (wanted, "Q8_0", "F16") if shape[-1] % FORMATS[f].block_size == 0)
     return FORMATS[next(fitting)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from bimo.core.config import ModelSpec
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
 from bimo.interop.families import FAMILIES, Family, family_of, read_config
+from bimo.interop.packing import check_rows, packing, read_formats
 from bimo.interop.tensors import PLAIN, TensorNames
+from bimo.model.blocks import BlockFormat
 from bimo.model.gpt import GPT
-from bimo.model.packed import plain
+from bimo.model.packed import PackedTensor, plain
 from bimo.tokenizer import Tokenizer
 
 MOST_LAYERS = 512
@@ -38,7 +41,9 @@ _NO_WEIGHTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".atte
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def save_model(folder: Path, model: GPT, tokenizer: Tokenizer | None, dtype: str = "float32") -> None:
+def save_model(
+    folder: Path, model: GPT, tokenizer: Tokenizer | None, dtype: str = "float32", *, packed: bool = False
+) -> None:
     """Write config.json, generation_config.json and model.safetensors into an existing folder.
 
     Args:
@@ -46,21 +51,28 @@ def save_model(folder: Path, model: GPT, tokenizer: Tokenizer | None, dtype: str
         model: The model.
         tokenizer: Settles the ids of control tokens in the configuration; None: there are none.
         dtype: float32, float16 or bfloat16.
+        packed: Whether packed weights stay as they are: then bimo alone reads the folder, whatever the family.
 
     Raises:
         UserError: A number does not fit the dtype, or the disk is full.
     """
-    config = config_of(model.spec, tokenizer) | {"dtype": dtype, "torch_dtype": dtype}
+    family = None if packed else family_of(model.spec)
+    config = config_of(model.spec, tokenizer, family) | {"dtype": dtype, "torch_dtype": dtype}
+    if packed:
+        config |= packing(model)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
     if tokenizer is not None and len(tokenizer.end_ids) > 1:
         ends["eos_token_id"] = sorted(tokenizer.end_ids)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2), encoding="utf-8")
-    parameters = {name: _as(p, DTYPES[dtype], name) for name, p in model.named_parameters()}
-    names = TensorNames(family_of(model.spec) or PLAIN, model.spec, {n: p.shape for n, p in parameters.items()})
+    parameters = {
+        name: p.rows.cpu() if packed and isinstance(p, PackedTensor) else _as(p, DTYPES[dtype], name)
+        for name, p in model.named_parameters()
+    }
+    names = TensorNames(family or PLAIN, model.spec, {n: p.shape for n, p in parameters.items()})
     tensors = {name: tensor.contiguous() for name, tensor in names.write(parameters).items()}
     try:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "bimo" if packed else "pt"})
     except SafetensorError as error:  # what the system said
         raise UserError(f"cannot be written ({error})", where=str(folder), mend="Free space.") from error
 
@@ -78,7 +90,7 @@ def load_model(folder: Path) -> GPT:
     """Read a model folder: one of bimo's, or one that transformers wrote for a family of `families.py`.
 
     Returns:
-        The model in float32, whatever the file holds.
+        The model in float32, whatever the file holds; matrices that bimo has quantised stay packed in the mapped file.
 
     Raises:
         UserError: A file is missing, damaged, or asks for what bimo does not compute.
@@ -87,11 +99,13 @@ def load_model(folder: Path) -> GPT:
     config = read_json(folder / "config.json")
     spec = _spec(config, where)
     family = next((f for f in FAMILIES if f.model_type == config.get("model_type")), PLAIN)
+    formats = read_formats(config, where)
     weights = Weights(folder, family.prefix)
     if spec.tied_embeddings and _has_another_head(spec, family, weights):
         spec = replace(spec, tied_embeddings=False)
-    model = empty_model(spec, where, n_tensors=len(weights.names), n_numbers=weights.n_bytes)
-    fill(model, TensorNames(family, spec, {n: p.shape for n, p in model.named_parameters()}), weights)
+    n_numbers = weights.n_bytes * (2 if formats else 1)  # no format has less than four bits
+    model = empty_model(spec, where, n_tensors=len(weights.names), n_numbers=n_numbers)
+    fill(model, TensorNames(family, spec, {n: p.shape for n, p in model.named_parameters()}), weights, formats)
     return model.eval()
 
 
@@ -105,9 +119,8 @@ def _has_another_head(spec: ModelSpec, family: Family, weights: Weights) -> bool
     return not torch.equal(*map(weights.get, both))
 
 
-def config_of(spec: ModelSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The config.json of a spec; its own form is kept under "bimo", which others ignore."""
-    family = family_of(spec)
+def config_of(spec: ModelSpec, tokenizer: Tokenizer | None, family: Family | None) -> dict[str, Any]:
+    """The config.json of a spec in a family's words; its own form is kept under "bimo", which others ignore."""
     pad = spec.padding_id if spec.padding_id >= 0 else tokenizer.pad_id if tokenizer else None
     words = family.write(spec) if family else {"architectures": [PLAIN.architecture], "model_type": "bimo"}
     return {
@@ -161,8 +174,8 @@ class Weights:
         file, inner, _ = self._homes[name]
         return tuple(file.get_slice(inner).get_shape())
 
-    def get(self, name: str) -> Tensor:
-        """A tensor in its own dtype, mapped from the file where possible."""
+    def get(self, name: str, *, packed: bool = False) -> Tensor:
+        """A tensor in its own dtype, or packed rows, mapped from the file where possible."""
         if name not in self._homes:
             raise UserError(f"tensor {name!r} is missing", where=str(self.folder), mend=_AGAIN)
         file, inner, path = self._homes[name]
@@ -170,7 +183,7 @@ class Weights:
             tensor: Tensor = file.get_tensor(inner)
         except (SafetensorError, RuntimeError) as error:
             raise UserError(f"damaged weights ({error})", where=str(path), mend=_AGAIN) from error
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or (packed and tensor.dtype == torch.uint8)):
             raise UserError(f"tensor {name!r} holds {tensor.dtype}", where=str(path), mend="Bring the plain weights.")
         return tensor
 
@@ -232,9 +245,17 @@ def _not_finite(spec: ModelSpec) -> str:
     return f"{bad} must be positive" if bad else ""
 
 
-def fill(model: GPT, names: TensorNames, weights: Weights) -> None:
-    """Give every parameter its tensor in float32; the names and shapes must match exactly."""
+def fill(model: GPT, names: TensorNames, weights: Weights, formats: Mapping[str, BlockFormat] | None = None) -> None:
+    """Give every parameter its tensor in float32; the names and shapes must match exactly.
+
+    Args:
+        model: Without weights.
+        names: How the file calls them.
+        weights: The file.
+        formats: By our names, those that lie in it as packed rows.
+    """
     used: set[str] = set()
+    formats = formats or {}
 
     def get(name: str) -> Tensor:
         used.add(name)
@@ -243,6 +264,11 @@ def fill(model: GPT, names: TensorNames, weights: Weights) -> None:
     where = str(weights.folder)
     for name, parameter in list(model.named_parameters()):
         theirs = names.theirs(name)
+        if name in formats:
+            used.add(theirs)
+            rows = check_rows(weights.get(theirs, packed=True), theirs, formats[name], parameter.shape, where)
+            assign(model, name, PackedTensor(rows, formats[name], parameter.shape[-1]))
+            continue
         _check_experts(name, parameter, names, weights)
         try:
             tensor = names.read(name, get)
@@ -255,6 +281,9 @@ def fill(model: GPT, names: TensorNames, weights: Weights) -> None:
     if model.spec.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
         used.add(names.theirs("lm_head.weight"))
+    strange = sorted(formats.keys() - dict(model.named_parameters()).keys())
+    if strange:
+        raise UserError(f"the model has no {strange[0]!r:.100} that could be packed", where=where, mend=_AGAIN)
     left = sorted(name for name in weights.names - used if not name.endswith(_NO_WEIGHTS))
     if left:
         raise UserError(

@@ -136,6 +136,27 @@ def quantize(x: Tensor, format: BlockFormat) -> Tensor:
     return out.view(*x.shape[:-1], n_bytes)
 
 
+def assemble(levels: Tensor, scales: Tensor, format: BlockFormat) -> Tensor:
+    """Packed rows out of levels that somebody else has chosen.
+
+    Args:
+        levels: Whole numbers: -127 … 127 for Q8_0, -8 … 7 for Q4_0; (rows, width).
+        scales: (rows, width / 32).
+        format: Q8_0 or Q4_0; each number becomes its level times its group's scale, a half.
+
+    Returns:
+        uint8, (rows, bytes of a row).
+    """
+    assert format.name in ("Q8_0", "Q4_0"), f"{format.name} has other levels"
+    blocks = levels.reshape(-1, format.block_size)
+    if format.name == "Q8_0":
+        packed = blocks.to(torch.int8).view(torch.uint8)
+    else:
+        shifted = (blocks + 8).to(torch.uint8)
+        packed = shifted[:, :16] | shifted[:, 16:] << 4
+    return torch.cat((_bytes_of(scales.reshape(-1, 1)), packed), dim=1).reshape(len(levels), -1)
+
+
 def _half(blocks: Tensor, place: int) -> Tensor:
     """The float16 at a place of each block, as float32, (blocks, 1)."""
     return blocks[:, place : place + 2].clone(memory_format=torch.contiguous_format).view(torch.float16).float()

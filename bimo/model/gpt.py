@@ -170,10 +170,7 @@ class GPT(nn.Module):
         limit = self.spec.context_length
         assert end <= limit, f"the text has {end} tokens, the model sees at most {limit} (context_length)"
         steps = torch.arange(start, end, device=ids.device)[None] if positions is None else positions
-        x = self.embed_tokens(ids)  # (B, T, C)
-        if self.spec.embedding_scale != 1:
-            x = x * self.spec.embedding_scale
-        x = self.dropout(self.embed_positions(x, steps))
+        x = self.dropout(self.embed(ids, steps))
         if x.is_cuda and torch.is_autocast_enabled("cuda"):
             x = x.to(torch.get_autocast_dtype("cuda"))  # what flows from block to block is half of the memory traffic
         contexts = self.contexts(start, steps, documents, cache)
@@ -182,6 +179,14 @@ class GPT(nn.Module):
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.norm(x)
+
+    def embed(self, ids: Tensor, steps: Tensor) -> Tensor:
+        """What the first block reads: ids, (B, T), at their places, (B or 1, T), to (B, T, C)."""
+        x = self.embed_tokens(ids)  # (B, T, C)
+        if self.spec.embedding_scale != 1:
+            x = x * self.spec.embedding_scale
+        embedded: Tensor = self.embed_positions(x, steps)
+        return embedded
 
     def starting_point(self, cache: KVCache, length: int) -> int:
         """Where to read on in a text that has grown to `length` tokens: behind those in the cache.

@@ -7,6 +7,7 @@ tensors, which whoever computes more than once (engine, trainer) does first: mem
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeVar
 
 import torch
@@ -70,6 +71,11 @@ class PackedTensor(torch.Tensor):
 def plain(value: Any) -> Any:
     """A packed tensor's numbers; anything else as it is."""
     return value.unpacked() if isinstance(value, PackedTensor) else value
+
+
+def twin(model: Model) -> Model:
+    """A copy of a model that shares its parameters: either may put others in their place."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def unpack(model: Model) -> Model:
