@@ -140,7 +140,7 @@ class NativeModel:
         assert isinstance(weight, Tensor), "a linear layer or an embedding has a weight"
         matrix = self._matrices.get(id(weight))
         if matrix is None:
-            matrix = self._matrices[id(weight)] = self._laid_out(weight.detach())
+            matrix = self._matrices[id(weight)] = self._laid_out(weight)
             self._kept.append(weight)  # an id is only good while its object lives
         bias = getattr(module, "bias", None)
         if bias is None:

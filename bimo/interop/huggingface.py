@@ -38,6 +38,7 @@ _LONGEST_INDEX = 2**24
 _MOST_TENSORS, _MOST_VALUES = 2**17, 2**17
 _LONGEST_CONTEXT, _LARGEST_HEAD, _LARGEST_NUMBER = 2**32, 2**16, 1e30
 _NO_WEIGHTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+_OWN = {"architectures": [PLAIN.architecture], "model_type": PLAIN.model_type}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -57,9 +58,9 @@ def save_model(
         UserError: A number does not fit the dtype, or the disk is full.
     """
     family = None if packed else family_of(model.spec)
-    config = config_of(model.spec, tokenizer, family) | {"dtype": dtype, "torch_dtype": dtype}
+    config = config_of(model.spec, tokenizer) | {"dtype": dtype, "torch_dtype": dtype}
     if packed:
-        config |= packing(model)
+        config |= _OWN | packing(model)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
     if tokenizer is not None and len(tokenizer.end_ids) > 1:
         ends["eos_token_id"] = sorted(tokenizer.end_ids)
@@ -119,10 +120,11 @@ def _has_another_head(spec: ModelSpec, family: Family, weights: Weights) -> bool
     return not torch.equal(*map(weights.get, both))
 
 
-def config_of(spec: ModelSpec, tokenizer: Tokenizer | None, family: Family | None) -> dict[str, Any]:
-    """The config.json of a spec in a family's words; its own form is kept under "bimo", which others ignore."""
+def config_of(spec: ModelSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The config.json of a spec; its own form is kept under "bimo", which others ignore."""
+    family = family_of(spec)
     pad = spec.padding_id if spec.padding_id >= 0 else tokenizer.pad_id if tokenizer else None
-    words = family.write(spec) if family else {"architectures": [PLAIN.architecture], "model_type": "bimo"}
+    words = family.write(spec) if family else _OWN
     return {
         **words,
         "initializer_range": spec.initializer_range or 0.02,
@@ -306,7 +308,8 @@ def _check_experts(name: str, parameter: Tensor, names: TensorNames, weights: We
 def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Put a tensor in the place of a parameter."""
     module, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
+    parameter = tensor.as_parameter() if isinstance(tensor, PackedTensor) else nn.Parameter(tensor)
+    setattr(model.get_submodule(module), leaf, parameter)
 
 
 def _spec(config: dict[str, Any], where: str) -> ModelSpec:

@@ -48,6 +48,13 @@ class PackedTensor(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]  # torch's takes an argument of its own
         return f"PackedTensor({self.format.name}, {tuple(self.shape)})"
 
+    def as_parameter(self) -> PackedTensor:
+        """Itself, as a parameter. `nn.Parameter` would take a view, and torch imports its distributed tensors (half a
+        second) at the first operation on a tensor of a class of its own."""
+        self.requires_grad_(True)
+        self._is_param = True
+        return self
+
     def unpacked(self) -> Tensor:
         """The numbers, float32."""
         return dequantize(self.rows, self.format)
