@@ -11,15 +11,18 @@ of a torch call, and its sums do not depend on the number of threads.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bimo.core.errors import UserError
 from bimo.engine.constraints import Constraint
+from bimo.engine.kernels import Kernels, NoKernelsError, layout, load_kernels
 from bimo.engine.request import SamplingParams
 
 Floats = NDArray[np.floating]
@@ -82,9 +85,7 @@ class Rules:
             best = int(scores.argmax())
             _check_left(float(scores[best]))
             return best
-        ids, weights = distribution(scores, self.params)
-        place = draw(weights, uniform(self.seed, len(tokens) - n_prompt))
-        return place if ids is None else int(ids[place])
+        return drawn(scores, self.params, uniform(self.seed, len(tokens) - n_prompt))
 
     def scores(self, logits: Floats, tokens: Sequence[int], n_prompt: int) -> Floats:
         """The logits after bias, what is forbidden, constraint, penalties and min_tokens; a new array."""
@@ -103,6 +104,34 @@ class Rules:
         if len(tokens) - n_prompt < params.min_tokens:
             scores[np.array([*self.ends, *params.stop_ids], dtype=np.int64)] = -np.inf
         return scores
+
+
+def drawn(scores: Floats, params: SamplingParams, u: float) -> int:
+    """The token that u draws: by the native kernels where they are, else `draw` from `distribution`, the reference.
+
+    Raises:
+        UserError: No token has a finite score.
+    """
+    kernels = _kernels()
+    if kernels is None or scores.dtype != np.float32:
+        ids, weights = distribution(scores, params)
+        place = draw(weights, u)
+        return place if ids is None else int(ids[place])
+    scores = np.ascontiguousarray(scores)
+    rules = layout.Draw(params.top_p, u, max(params.temperature, 1e-30), params.min_p, params.top_k)
+    token: int = kernels.call.bimo_draw(kernels.table, ctypes.byref(rules), scores.ctypes.data, len(scores))
+    if token < 0:
+        _check_left(float(scores.max()))
+        raise MemoryError("no memory to draw a token")
+    return token
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> Kernels | None:
+    try:
+        return load_kernels()
+    except NoKernelsError:
+        return None
 
 
 def next_token(logits: Floats, tokens: Sequence[int], n_prompt: int, rules: Rules) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from bimo import SamplingParams, UserError
 from bimo.engine.answers import logprob_of
+from bimo.engine.kernels import layout, load_kernels
+from bimo.engine.kernels.library import instruction_sets
 from bimo.engine.sampling import Rules, distribution, draw, next_token, penalize_repetition, seed_of, uniform
 
 LOGITS = np.array([2.0, 1.0, 0.0, -1.0], dtype=np.float32)
@@ -222,3 +225,32 @@ def test_a_row_is_left_as_it_was() -> None:
 def test_parameters_that_make_no_sense_are_refused(params: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         SamplingParams(**params)
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="the kernels were not compiled")
+@pytest.mark.parametrize("name", instruction_sets())
+@given(
+    seed=st.integers(0, 1000),
+    temperature=st.sampled_from([1e-30, 0.1, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 7, 500]),
+    top_p=st.sampled_from([1.0, 0.9, 0.3, 1e-6]),
+    min_p=st.sampled_from([0.0, 0.05, 1.0]),
+    u=st.floats(0, 1 - 2**-48),
+)
+def test_native_draw_is_that_of_the_reference(
+    name: str, seed: int, temperature: float, top_k: int, top_p: float, min_p: float, u: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores = (rng.standard_normal(int(rng.integers(1, 500))) * 3).astype(np.float32)
+    scores[rng.random(len(scores)) < 0.2] = -np.inf
+    scores[rng.integers(len(scores))] = 1.0
+    params = SamplingParams(temperature=max(temperature, 1e-30), top_k=top_k, top_p=top_p, min_p=min_p)
+    ids, weights = distribution(scores.copy(), params)
+    place = draw(weights, u)
+    expected = place if ids is None else int(ids[place])
+    kernels = load_kernels(0, name)
+    rules = layout.Draw(top_p, u, params.temperature, min_p, top_k)
+    found = kernels.call.bimo_draw(kernels.table, ctypes.byref(rules), scores.ctypes.data, len(scores))
+    if found != expected:  # u lies where two tokens meet, to the last bits of float32
+        cumulated = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
+        assert np.abs(cumulated - u).min() < 1e-6, "only there"

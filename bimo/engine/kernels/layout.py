@@ -74,6 +74,16 @@ class Step(Structure):
     )
 
 
+class Draw(Structure):
+    _fields_ = (
+        ("top_p", ctypes.c_double),
+        ("u", ctypes.c_double),
+        ("temperature", c_float),
+        ("min_p", c_float),
+        ("top_k", c_int32),
+    )
+
+
 class Activations(Structure):
     """Rows of one input; only the tests of single kernels fill it from here."""
 
@@ -107,6 +117,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "bimo_pack": (None, (c_void_p, ctypes.c_int, c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, c_void_p)),
     "bimo_step": (ctypes.c_int, (c_void_p, c_void_p, POINTER(Model), POINTER(Step))),
     "bimo_copy_block": (None, (POINTER(Cache), ctypes.c_int, ctypes.c_int)),
+    "bimo_draw": (ctypes.c_int, (c_void_p, POINTER(Draw), c_void_p, ctypes.c_int)),
     "bimo_matmul": (
         None,
         (c_void_p, POINTER(Matrix), POINTER(Activations), ctypes.c_int, c_void_p, *(ctypes.c_int,) * 2),

@@ -40,11 +40,11 @@ class Kernels:
         self.threads = threads or len(
             os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1)
         )
-        self._start()
+        self._process, self._machine = 0, 0
 
     def _start(self) -> None:
         self._process = os.getpid()
-        self._machine: int = self.call.bimo_machine_new(self.threads)
+        self._machine = self.call.bimo_machine_new(self.threads)
         if not self._machine:
             raise NoKernelsError(f"no memory or no threads for {self.threads} threads")
         # Not when Python ends: a thread that still computes would be waited for.
@@ -53,9 +53,11 @@ class Kernels:
 
     @property
     def machine(self) -> int:
-        """The threads' handle. A forked process has none of its parent's threads and gets its own."""
+        """The threads' handle; they start when it is first asked for. A forked process has none of its parent's threads
+        and gets its own."""
         if self._process != os.getpid():
-            self._ending.detach()
+            if self._process:
+                self._ending.detach()
             self._start()
         return self._machine
 

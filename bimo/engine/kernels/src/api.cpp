@@ -5,6 +5,7 @@
 
 #include "model.h"
 #include "pool.h"
+#include "sample.h"
 #include "step.h"
 
 #define API extern "C" __attribute__((visibility("default")))
@@ -95,6 +96,14 @@ API int bimo_step(void* machine, const void* kernels, const Model* model, const 
 API void bimo_copy_block(const Cache* cache, int source, int target) {
   const size_t size = cache_block_bytes(*cache) * cache->n_layers;
   std::memcpy(cache->data + target * size, cache->data + source * size, size);
+}
+
+API int bimo_draw(const void* kernels, const Draw* rules, const float* scores, int n) {
+  try {
+    return draw(*static_cast<const Kernels*>(kernels), *rules, scores, n);
+  } catch (const std::bad_alloc&) {
+    return -2;
+  }
 }
 
 // Single kernels, for their tests.

@@ -57,6 +57,9 @@ inline F keep(F x, int first, int end, float other) {
                                        _mm256_cmpgt_epi32(_mm256_set1_epi32(end), lane));
   return _mm256_blendv_ps(set1(other), x, _mm256_castsi256_ps(inside));
 }
+inline F where_above(F x, float limit, F y) {  // y, and 0 where x is not above the limit
+  return _mm256_and_ps(_mm256_cmp_ps(x, set1(limit), _CMP_GT_OQ), y);
+}
 inline float sum(F x) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));

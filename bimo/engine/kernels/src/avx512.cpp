@@ -54,6 +54,9 @@ inline F keep(F x, int first, int end, float other) {
   const uint32_t above = first <= 0 ? 0xffffu : first >= W ? 0u : 0xffffu << first;
   return _mm512_mask_blend_ps(__mmask16(below & above), set1(other), x);
 }
+inline F where_above(F x, float limit, F y) {  // y, and 0 where x is not above the limit
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(limit), _CMP_GT_OQ), y);
+}
 inline float sum(F x) { return _mm512_reduce_add_ps(x); }
 inline float largest(F x) { return _mm512_reduce_max_ps(x); }
 

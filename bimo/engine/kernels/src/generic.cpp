@@ -81,6 +81,11 @@ inline F keep(F x, int first, int end, float other) {
     if (i < first || i >= end) x[i] = other;
   return x;
 }
+inline F where_above(F x, float limit, F y) {  // y, and 0 where x is not above the limit
+  for (int i = 0; i < W; i++)
+    if (!(x[i] > limit)) y[i] = 0.0f;
+  return y;
+}
 inline float sum(F x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 inline float largest(F x) {
   float most = x[0];

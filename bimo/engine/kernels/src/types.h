@@ -71,6 +71,8 @@ struct Kernels {
   void (*activate)(int activation, float* gate, const float* up, int n);
   void (*attend)(const AttentionTask&);
   void (*store)(const Cache&, int layer, int block, int head, int offset, const float* k, const float* v);
+  void (*weigh)(const float* scores, int n, float largest, float inverse_temperature, float* weights);
+  float (*most)(const float* x, int n);
 };
 
 const Kernels* avx512_kernels();
