@@ -1,7 +1,8 @@
 """What a model folder says of weights that lie in it packed: which of them, and in which of GGUF's block formats.
 
 config.json names them under `quantization_config`; in model.safetensors they are rows of bytes under bimo's own names.
-The model_type is bimo's, so that a program that knows nothing of this stops instead of taking bytes for numbers.
+The model_type is bimo's, so that a program that knows nothing of this stops instead of taking bytes for numbers. The
+sizes are said in the family's words: one of its classes that is told to read the folder all the same stops at shapes.
 """
 
 from __future__ import annotations

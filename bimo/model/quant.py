@@ -197,5 +197,5 @@ def _at_once(function: Callable[[str], Tensor], names: list[str]) -> list[Tensor
             torch.set_num_threads(threads)
 
 
-def _parameter(rows: Tensor, grid: Grid, width: int) -> nn.Parameter:
-    return nn.Parameter(PackedTensor(rows, FORMATS[grid.format], width))
+def _parameter(rows: Tensor, grid: Grid, width: int) -> PackedTensor:
+    return PackedTensor(rows, FORMATS[grid.format], width).as_parameter()

@@ -140,15 +140,16 @@ def compensated(matrix: Tensor, factor: Tensor, grid: Grid) -> Levels:
 
 
 def inverse_factor(gram: Tensor, damping: float = 0.01) -> Tensor:
-    """The upper Cholesky factor U of the inverse of X'X, so that U'U is that inverse, float32.
+    """The upper Cholesky factor U of the inverse of X'X, up to its size, so that U'U is that inverse, float32.
 
     Args:
         gram: X'X, (width, width).
         damping: Added to the diagonal, as a share of its mean: X may not span all directions.
     """
     gram = gram.double()
-    mean = gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (damping * mean)
+    mean, unit = gram.diagonal().mean(), torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    # The size of X does not matter; inputs that are all zero say nothing, and no column then makes up for another.
+    damped = gram / mean + damping * unit if mean > 0 else unit
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True).float()
 
