@@ -19,11 +19,13 @@ from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
 from bimo.engine.kernels.memory import lazy_memory
 from bimo.engine.native_model import NativeModel
-from bimo.engine.runner import Chunk
+from bimo.engine.runner import Chunk, Stage
 from bimo.engine.settings import EngineSettings
 from bimo.engine.torch_runner import DTYPES, n_blocks
 from bimo.model.gpt import GPT
 from bimo.model.lora import Adapter
+
+_MOST_MARKS = 2**16  # of one step: 8 for each layer and thread, almost
 
 
 class NativeRunner:
@@ -75,6 +77,12 @@ class NativeRunner:
     def stretch(self, length: int) -> int:
         """Always the same: texts whose frequencies change are not run natively."""
         return 0
+
+    def trace(self) -> list[Stage]:
+        """What each thread did since the last call, which is forgotten now; the first call has the recording begin."""
+        marks = (layout.Mark * _MOST_MARKS)()
+        count = self.kernels.call.bimo_trace(self.kernels.machine, 1, marks, _MOST_MARKS)
+        return [Stage(layout.STAGES[mark.stage], mark.thread, mark.start, mark.end) for mark in marks[:count]]
 
     def _step(self, chunks: Sequence[Chunk], width: int, *, want_hidden: bool) -> Tensor:
         self.native.need_positions(max(chunk.start + len(chunk.tokens) for chunk in chunks))

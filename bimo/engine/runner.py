@@ -36,6 +36,23 @@ class Chunk:
     adapter: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a step.
+
+    Attributes:
+        name: For a person.
+        thread: Of the runner, counted from 0.
+        start_ns: By the clock of `time.perf_counter_ns` (in C++: `std::chrono::steady_clock`).
+        end_ns: By the same clock.
+    """
+
+    name: str
+    thread: int
+    start_ns: int
+    end_ns: int
+
+
 class Runner(Protocol):
     """Runs steps of one model, on one device.
 

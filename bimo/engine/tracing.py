@@ -17,27 +17,10 @@ from torch import Tensor
 
 from bimo.engine.engine import Engine
 from bimo.engine.jobs import Job, Rows
-from bimo.engine.runner import Chunk, Runner
+from bimo.engine.runner import Chunk, Runner, Stage
 from bimo.engine.sequence import Sequence as Text
 
 _PHASES = "engine"
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of a step.
-
-    Attributes:
-        name: For a person.
-        thread: Of the runner, counted from 0.
-        start_ns: By the clock of `time.perf_counter_ns` (in C++: `std::chrono::steady_clock`).
-        end_ns: By the same clock.
-    """
-
-    name: str
-    thread: int
-    start_ns: int
-    end_ns: int
 
 
 @runtime_checkable

@@ -244,3 +244,15 @@ def test_greedy_text_is_the_same_natively_and_in_torch(lm: LM) -> None:
     )
     ours, theirs = (engine.generate(prompts, greedy) for engine in (native, plain))
     assert [a.text for a in ours] == [b.text for b in theirs], "without a compiler the same text comes, slower"
+
+
+def test_a_trace_holds_each_stage_of_each_thread() -> None:
+    model = model_of(SMALL)
+    runner = runner_of(model, 2)
+    runner.trace()
+    runner.logits([Chunk(ids_of(model, 9), 0, [0])])
+    stages = runner.trace()
+    assert len(stages) == 2 * (2 + 6 * SMALL.n_layers), "embed and output once, six stages in each layer"
+    assert {stage.thread for stage in stages} == {0, 1}, "both threads"
+    assert all(0 <= stage.start_ns <= stage.end_ns for stage in stages), "in order"
+    assert not runner.trace(), "what was fetched is forgotten"

@@ -12,9 +12,9 @@ import torch
 
 from bimo import LM, ModelSpec, Tokenizer, new
 from bimo.engine import Engine, EngineSettings, SamplingParams
-from bimo.engine.runner import Chunk
+from bimo.engine.runner import Chunk, Stage
 from bimo.engine.torch_runner import TorchRunner
-from bimo.engine.tracing import Stage, TracedEngine
+from bimo.engine.tracing import TracedEngine
 
 GREEDY = SamplingParams(max_tokens=5, temperature=0)
 

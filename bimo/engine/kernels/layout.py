@@ -74,6 +74,13 @@ class Step(Structure):
     )
 
 
+STAGES = ("embed", "q k v", "place keys", "attend", "attention out", "gate up", "feed-forward out", "output")
+
+
+class Mark(Structure):
+    _fields_ = (("stage", c_int32), ("thread", c_int32), ("start", ctypes.c_int64), ("end", ctypes.c_int64))
+
+
 class Draw(Structure):
     _fields_ = (
         ("top_p", ctypes.c_double),
@@ -117,6 +124,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "bimo_pack": (None, (c_void_p, ctypes.c_int, c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, c_void_p)),
     "bimo_step": (ctypes.c_int, (c_void_p, c_void_p, POINTER(Model), POINTER(Step))),
     "bimo_copy_block": (None, (POINTER(Cache), ctypes.c_int, ctypes.c_int)),
+    "bimo_trace": (ctypes.c_int, (c_void_p, ctypes.c_int, POINTER(Mark), ctypes.c_int)),
     "bimo_draw": (ctypes.c_int, (c_void_p, POINTER(Draw), c_void_p, ctypes.c_int)),
     "bimo_matmul": (
         None,

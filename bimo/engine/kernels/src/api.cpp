@@ -98,6 +98,17 @@ API void bimo_copy_block(const Cache* cache, int source, int target) {
   std::memcpy(cache->data + target * size, cache->data + source * size, size);
 }
 
+// Takes what was recorded since the last call, at most `room` marks, and goes on recording while `on`; how many.
+API int bimo_trace(void* machine, int on, Mark* marks, int room) {
+  Machine& m = *static_cast<Machine*>(machine);
+  std::lock_guard<std::mutex> lock(m.busy);
+  const int count = int(m.space.marks.size()) < room ? int(m.space.marks.size()) : room;
+  if (count) std::memcpy(marks, m.space.marks.data(), count * sizeof(Mark));
+  m.space.marks.clear();
+  m.space.tracing = on != 0;
+  return count;
+}
+
 API int bimo_draw(const void* kernels, const Draw* rules, const float* scores, int n) {
   try {
     return draw(*static_cast<const Kernels*>(kernels), *rules, scores, n);

@@ -1,4 +1,5 @@
 // A step of the whole model in one call: every thread walks through the stages together and takes pieces of each.
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -14,6 +15,7 @@ namespace {
 constexpr int SPLIT = 256;        // keys of one task of attention: always the same, so that results are
 constexpr int FEW_ROWS = 4;       // up to here every thread prepares all activations itself, which saves a barrier
 constexpr int QUERIES = 24;       // rows of queries in a task: its keys stay in the first cache
+constexpr size_t MOST_MARKS = 1 << 16;  // that wait to be fetched
 constexpr int PIECES = 6;         // pieces of a stage per thread: a slow thread takes fewer
 
 struct Tile {  // of queries: some tokens of one chunk
@@ -64,27 +66,46 @@ namespace {
 
 class Run {
  public:
-  Run(const Model& model, const Step& step, const Kernels& kernels, Pool& pool, Workspace::Parts& space)
-      : m_(model), s_(step), k_(kernels), pool_(pool), w_(space), rows_(step.n_rows) {
+  Run(const Model& model, const Step& step, const Kernels& kernels, Pool& pool, Workspace& space)
+      : m_(model), s_(step), k_(kernels), pool_(pool), w_(*space.parts), rows_(step.n_rows) {
+    if (space.tracing && space.marks.size() < MOST_MARKS) marks_.resize(pool.size());
     plan();
   }
 
   void work(int thread) {
-    embed();
+    timed(EMBED, thread, [&] { embed(); });
     for (int layer = 0; layer < m_.n_layers; layer++) {
       const Layer& l = m_.layers[layer];
-      attention_inputs(l, layer, thread);
-      if (m_.parallel_blocks) feedforward_inputs(l, layer, thread);
-      place_keys(l, layer);
-      attend(l, layer);
-      project(l, layer, O, w_.attended.data.get(), m_.n_heads * m_.head_dim, l.norms[1], thread);
-      if (!m_.parallel_blocks) feedforward_inputs(l, layer, thread);
-      project(l, layer, DOWN, w_.gate.data.get(), m_.d_ff, l.norms[3], thread);
+      timed(QKV, thread, [&] { attention_inputs(l, layer, thread); });
+      if (m_.parallel_blocks) timed(GATE_UP, thread, [&] { feedforward_inputs(l, layer, thread); });
+      timed(PLACE_KEYS, thread, [&] { place_keys(l, layer); });
+      timed(ATTEND, thread, [&] { attend(l, layer); });
+      timed(ATTENTION_OUT, thread, [&] {
+        project(l, layer, O, w_.attended.data.get(), m_.n_heads * m_.head_dim, l.norms[1], thread);
+      });
+      if (!m_.parallel_blocks) timed(GATE_UP, thread, [&] { feedforward_inputs(l, layer, thread); });
+      timed(FEEDFORWARD_OUT, thread, [&] { project(l, layer, DOWN, w_.gate.data.get(), m_.d_ff, l.norms[3], thread); });
     }
-    finish(thread);
+    timed(OUTPUT, thread, [&] { finish(thread); });
+  }
+
+  void collect(std::vector<Mark>& marks) const {
+    for (const auto& own : marks_) marks.insert(marks.end(), own.begin(), own.end());
   }
 
  private:
+  template <class Body>
+  void timed(Stage stage, int thread, Body body) {
+    if (marks_.empty()) return body();
+    const int64_t start = now();
+    body();
+    marks_[thread].push_back({stage, thread, start, now()});
+  }
+
+  static int64_t now() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+
   int group() const { return m_.n_heads / m_.n_kv_heads; }
   int heads_width() const { return m_.n_heads * m_.head_dim; }
   int kv_width() const { return m_.n_kv_heads * m_.head_dim; }
@@ -411,6 +432,7 @@ class Run {
   Workspace::Parts& w_;
   const int rows_;
   bool any_adapter_ = false;
+  std::vector<std::vector<Mark>> marks_;  // of each thread; empty: nobody asks
 };
 
 void work(void* run, int thread) { static_cast<Run*>(run)->work(thread); }
@@ -418,8 +440,9 @@ void work(void* run, int thread) { static_cast<Run*>(run)->work(thread); }
 }  // namespace
 
 void run_step(const Model& model, const Step& step, const Kernels& kernels, Pool& pool, Workspace& space) {
-  Run run(model, step, kernels, pool, *space.parts);
+  Run run(model, step, kernels, pool, space);
   pool.run(work, &run);
+  run.collect(space.marks);
 }
 
 }  // namespace bimo
