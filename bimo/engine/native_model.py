@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
-from bimo.engine.kernels.memory import Arena, let_go
+from bimo.engine.kernels.memory import Arena, MappedFiles
 from bimo.model.attention import Attention
 from bimo.model.blocks import FORMATS, dequantize
 from bimo.model.feedforward import GEGLU, GELU, Gated, GEGLUErf, GELUErf, ReGLU, ReLU, SwiGLU
@@ -73,7 +73,7 @@ class NativeModel:
         self._n_positions = 0
         weights = {id(parameter): parameter for parameter in model.parameters()}.values()
         self._arena = Arena(self._panel_bytes(*_stored(weight)) for weight in weights if weight.dim() == 2)
-        self._read: list[tuple[int, int]] = []
+        self._files = MappedFiles()
         blocks = list(model.blocks())
         spec, first = model.spec, blocks[0]
         self.layers = (layout.Layer * len(blocks))(*(self._layer(block) for block in blocks))
@@ -103,7 +103,6 @@ class NativeModel:
             learned_positions=self._learned(),
             adapters=self._adapters(adapters, len(blocks)),
         )
-        let_go(self._read)  # the panels are what is read from now on
         self.need_positions(min(spec.context_length, 1024))
 
     def need_positions(self, count: int) -> None:
@@ -155,7 +154,7 @@ class NativeModel:
             return layout.Matrix(layout.FORMATS[name], rows, columns, data.data_ptr(), None)
         call, kernels, address = self.kernels.call, self.kernels, self._arena.take(size)
         call.bimo_pack(kernels.machine, layout.FORMATS[name], data.data_ptr(), rows, columns, kernels.width, address)
-        self._read.append((data.data_ptr(), data.numel()))
+        self._files.let_go(data.data_ptr(), data.numel())  # the panels are what is read from now on
         return layout.Matrix(layout.FORMATS[name], rows, columns, address, None)
 
     def _panel_bytes(self, name: str, data: Tensor, shape: Sequence[int]) -> int:

@@ -48,21 +48,18 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def let_go(ranges: Iterable[tuple[int, int]]) -> None:
-    """Tell the system that pages of mapped files are not needed for now: whoever reads them again gets them from disk.
+class MappedFiles:
+    """Files that this process maps, whose pages can be given back: whoever reads them again gets them from disk."""
 
-    Args:
-        ranges: Addresses and bytes. What is no unchanged mapping of a file stays as it is.
-    """
-    if not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    files = _mapped_files()
-    libc = ctypes.CDLL(None)
-    for address, n_bytes in ranges:
+    def __init__(self) -> None:
+        self._ranges = _mapped_files() if hasattr(mmap, "MADV_DONTNEED") else []
+
+    def let_go(self, address: int, n_bytes: int) -> None:
+        """Tell the system that some bytes are not needed for now. What is no mapped file stays as it is."""
         start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (address + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if start < end and any(low <= start and end <= high for low, high in files):
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+        if start < end and any(low <= start and end <= high for low, high in self._ranges):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _mapped_files() -> list[tuple[int, int]]:
