@@ -12,7 +12,7 @@ import torch
 from bimo.core.batch import Batch
 from bimo.core.config import ModelSpec, TrainingSettings
 from bimo.core.errors import UserError
-from bimo.engine import Engine, SamplingParams
+from bimo.engine import Engine, EngineSettings, SamplingParams
 from bimo.evaluation.metrics import bits_per_byte
 from bimo.examples.encoding import encode_examples
 from bimo.examples.kinds import examples_of
@@ -43,6 +43,7 @@ class LM:
     Attributes:
         model: As given.
         source: As given; None as soon as the model was trained.
+        engine_settings: How `generate`, `stream` and `chat` run: backend, threads, cache.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer | None, source: Path | None = None) -> None:
@@ -53,7 +54,8 @@ class LM:
             )
         self.model, self.source = model, source
         self._tokenizer = tokenizer
-        self._made: tuple[tuple[tuple[int, int], ...], Engine] | None = None
+        self.engine_settings = EngineSettings()
+        self._made: tuple[Any, Engine] | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -112,14 +114,15 @@ class LM:
         return {**self.__dict__, "_made": None}
 
     def _engine(self) -> Engine:
-        """The engine of these weights; a new one when they have changed since, in place or by others."""
+        """The engine of these weights and settings; a new one when they have changed since, in place or by others."""
 
-        def state() -> tuple[tuple[int, int], ...]:
-            return tuple((id(p) if isinstance(p, PackedTensor) else p.data_ptr(), p._version) for p in parameters())
+        def state() -> Any:
+            places = ((id(p) if isinstance(p, PackedTensor) else p.data_ptr(), p._version) for p in parameters())
+            return self.engine_settings, tuple(places)
 
         parameters = self.model.parameters
         if self._made is None or self._made[0] != state():
-            engine = Engine(self.model, self.tokenizer)
+            engine = Engine(self.model, self.tokenizer, self.engine_settings)
             self._made = state(), engine  # the engine may have unpacked the weights
         return self._made[1]
 

@@ -107,6 +107,7 @@ def generation(
 ) -> tuple[Any, dict[str, Any], Any]:
     """Options, sampling parameters and the model of a command that generates."""
     from bimo.engine.request import SamplingParams
+    from bimo.engine.settings import EngineSettings
     from bimo.flags import add_settings, settings_values
 
     parser = make_parser(verb, command)
@@ -116,9 +117,13 @@ def generation(
     else:
         parser.add_argument("--system", type=str, default="", help="Instructions that come first.")
     add_settings(parser, SamplingParams)
+    add_settings(parser, EngineSettings, "engine.")
     options = parser.parse_args(arguments)
     sampling = SamplingParams.from_dict(settings_values(options, SamplingParams)).to_dict()
-    return options, sampling, load_model(options)
+    engine = EngineSettings.from_dict(options.engine.as_dict())
+    lm = load_model(options)
+    lm.engine_settings = engine
+    return options, sampling, lm
 
 
 def add_model(parser: Parser) -> None:
