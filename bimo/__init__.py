@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bimo.core.errors import UserError
     from bimo.core.registry import register
     from bimo.data.checkup import check
-    from bimo.engine import Engine, SamplingParams
+    from bimo.engine import Engine, EngineSettings, SamplingParams
     from bimo.evaluation.bench import bench
     from bimo.evaluation.verify import verify
     from bimo.lm import LM, load, new
@@ -34,6 +34,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Callback": "bimo.training",
     "Engine": "bimo.engine",
+    "EngineSettings": "bimo.engine",
     "GPT": "bimo.model.gpt",
     "LM": "bimo.lm",
     "ModelSpec": "bimo.core.config",
@@ -57,6 +58,7 @@ __all__ = [
     "LM",
     "Callback",
     "Engine",
+    "EngineSettings",
     "ModelSpec",
     "SamplingParams",
     "Tokenizer",

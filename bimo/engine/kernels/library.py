@@ -66,7 +66,9 @@ class Kernels:
 def _library() -> Any:
     found = sorted(Path(__file__).parent.glob("_native*.so")) + sorted(Path(__file__).parent.glob("_native*.pyd"))
     if not found:
-        raise NoKernelsError("they were not compiled when bimo was installed; with a C++ compiler, install it again")
+        raise NoKernelsError(
+            "the native kernels were not compiled when bimo was installed; with a C++ compiler, install it again"
+        )
     try:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
