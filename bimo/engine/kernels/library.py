@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
 from functools import lru_cache
 from pathlib import Path
@@ -41,24 +42,27 @@ class Kernels:
             os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1)
         )
         self._process, self._machine = 0, 0
+        self._starting = threading.Lock()
 
     def _start(self) -> None:
-        self._process = os.getpid()
-        self._machine = self.call.bimo_machine_new(self.threads)
-        if not self._machine:
+        machine = self.call.bimo_machine_new(self.threads)
+        if not machine:
             raise NoKernelsError(f"no memory or no threads for {self.threads} threads")
         # Not when Python ends: a thread that still computes would be waited for.
-        self._ending = weakref.finalize(self, self.call.bimo_machine_free, self._machine)
+        self._ending = weakref.finalize(self, self.call.bimo_machine_free, machine)
         self._ending.atexit = False
+        self._machine, self._process = machine, os.getpid()  # the process last: others look at it without the lock
 
     @property
     def machine(self) -> int:
         """The threads' handle; they start when it is first asked for. A forked process has none of its parent's threads
         and gets its own."""
         if self._process != os.getpid():
-            if self._process:
-                self._ending.detach()
-            self._start()
+            with self._starting:
+                if self._process != os.getpid():
+                    if self._process:
+                        self._ending.detach()
+                    self._start()
         return self._machine
 
 

@@ -87,7 +87,7 @@ API int bimo_step(void* machine, const void* kernels, const Model* model, const 
   std::lock_guard<std::mutex> lock(m.busy);
   try {
     run_step(*model, *step, *static_cast<const Kernels*>(kernels), m.pool, m.space);
-  } catch (const std::bad_alloc&) {
+  } catch (...) {  // nothing else is thrown
     return 1;
   }
   return 0;
@@ -112,7 +112,7 @@ API int bimo_trace(void* machine, int on, Mark* marks, int room) {
 API int bimo_draw(const void* kernels, const Draw* rules, const float* scores, int n) {
   try {
     return draw(*static_cast<const Kernels*>(kernels), *rules, scores, n);
-  } catch (const std::bad_alloc&) {
+  } catch (...) {
     return -2;
   }
 }

@@ -57,7 +57,7 @@ inline F load_u8(const uint8_t* p) {
   return each(p, [](uint8_t b) { return float(b); });
 }
 inline void store_i8(int8_t* p, F x) {
-  for (int i = 0; i < W; i++) p[i] = int8_t(__builtin_rintf(x[i]));
+  for (int i = 0; i < W; i++) p[i] = x[i] == x[i] ? int8_t(__builtin_rintf(x[i])) : int8_t(0);
 }
 inline F add(F a, F b) { return a + b; }
 inline F sub(F a, F b) { return a - b; }
@@ -72,8 +72,7 @@ inline F round(F a) {
   return a;
 }
 inline F power_of_two(F n) {  // 2^n of a whole n
-  I whole = (__builtin_convertvector(n, I) + 127) << 23;
-  return reinterpret_cast<F&>(whole);
+  return F((__builtin_convertvector(n, I) + 127) << 23);  // the same bits
 }
 // Lanes below `first` or from `end` on become `other`.
 inline F keep(F x, int first, int end, float other) {

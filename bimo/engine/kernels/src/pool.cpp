@@ -20,10 +20,17 @@ constexpr int YIELDS = 2000;   // some 1 ms until a thread without work sleeps
 }  // namespace
 
 Pool::Pool(int threads) {
-  for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { serve(i); });
+  try {
+    for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { serve(i); });
+  } catch (...) {  // the system gives no more threads: those that run would end the program
+    end();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     ending_ = true;

@@ -33,6 +33,7 @@ class Pool {
 
  private:
   void serve(int thread);
+  void end();
   void meet();
 
   std::vector<std::thread> workers_;

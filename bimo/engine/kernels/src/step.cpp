@@ -17,6 +17,7 @@ constexpr int FEW_ROWS = 4;       // up to here every thread prepares all activa
 constexpr int QUERIES = 24;       // rows of queries in a task: its keys stay in the first cache
 constexpr size_t MOST_MARKS = 1 << 16;  // that wait to be fetched
 constexpr int PIECES = 6;         // pieces of a stage per thread: a slow thread takes fewer
+constexpr size_t PARTIAL = 16 << 20;  // partial results of attention that are kept at once, 64 MB: long contexts take turns
 
 struct Tile {  // of queries: some tokens of one chunk
   int32_t chunk, first_row, n_tokens, n_splits;
@@ -51,6 +52,7 @@ struct Scratch {  // of the rows of activations of one input
 struct Workspace::Parts {
   std::vector<Tile> tiles;
   std::vector<Task> tasks;
+  std::vector<int> turns;  // tasks behind the last one of each turn of attention
   std::vector<int32_t> chunk_of;
   std::unique_ptr<std::atomic<int>[]> finished;
   size_t n_finished = 0;
@@ -121,31 +123,56 @@ class Run {
     w_.v.need(rows * kv_width());
     w_.gate.need(rows * m_.d_ff);
     w_.up.need(rows * m_.d_ff);
+    w_.gathered.need(size_t(s_.n_outputs) * m_.d_model);
     w_.own.resize(pool_.size());
+    for (Scratch& own : w_.own) reserve(own, FEW_ROWS);
+    if (rows_ > FEW_ROWS) reserve(w_.shared, rows);
     w_.tiles.clear();
     w_.tasks.clear();
+    w_.turns.clear();
     w_.chunk_of.resize(rows);
     const int most = QUERIES / group() > 1 ? QUERIES / group() : 1;
-    size_t partial = 0;
+    size_t partial = 0, most_partial = 0;
     int row = 0;
     for (int chunk = 0; chunk < s_.n_chunks; chunk++) {
       any_adapter_ |= s_.adapters[chunk] > 0;
       for (; row < s_.chunk_ends[chunk];) {
         const int n = s_.chunk_ends[chunk] - row < most ? s_.chunk_ends[chunk] - row : most;
         const int n_splits = s_.positions[row + n - 1] / SPLIT + 1;
+        const size_t wanted = size_t(n_splits) * n * m_.n_heads * (m_.head_dim + 2);
+        if (partial && partial + wanted > PARTIAL) {
+          w_.turns.push_back(int(w_.tasks.size()));
+          partial = 0;
+        }
         for (int split = 0; split < n_splits; split++) w_.tasks.push_back({int32_t(w_.tiles.size()), split});
         w_.tiles.push_back({chunk, row, n, n_splits, partial});
-        partial += size_t(n_splits) * n * m_.n_heads * (m_.head_dim + 2);
+        partial += wanted;
+        most_partial = partial > most_partial ? partial : most_partial;
         for (int end = row + n; row < end; row++) w_.chunk_of[row] = chunk;
       }
     }
-    w_.partial.need(partial);
+    w_.turns.push_back(int(w_.tasks.size()));
+    w_.partial.need(most_partial);
     const size_t counters = w_.tiles.size() * m_.n_kv_heads;
     if (counters > w_.n_finished) {
       w_.finished.reset(new std::atomic<int>[counters]);
       w_.n_finished = counters;
     }
     for (size_t i = 0; i < counters; i++) w_.finished[i].store(0, std::memory_order_relaxed);
+  }
+
+  // All memory is there before the threads begin: an error in one of them could not be told.
+  void reserve(Scratch& s, size_t rows) const {
+    size_t widest = m_.d_model;
+    for (int width : {heads_width(), m_.d_ff}) widest = size_t(width) > widest ? width : widest;
+    bool blocks = is_block(m_.head);
+    for (int layer = 0; layer < m_.n_layers; layer++)
+      for (const Matrix& w : m_.layers[layer].matrices) blocks |= is_block(w);
+    s.x.need(rows * m_.d_model);
+    if (!blocks) return;
+    s.q.need(rows * widest);
+    s.scale.need(rows * (widest / GROUP));
+    s.sum.need(rows * 2 * (widest / GROUP));
   }
 
   // Every thread calls body(begin, end) for pieces of 0 … count-1.
@@ -200,18 +227,9 @@ class Run {
   Activations prepare(const float* x, int rows, int width, const Norm& norm, bool blocks, int thread) {
     const bool few = rows <= FEW_ROWS;
     Scratch& s = few ? w_.own[thread] : w_.shared;
-    if (few || thread == 0) {
-      if (norm.weight) s.x.need(size_t(rows) * width);
-      if (blocks) {
-        s.q.need(size_t(rows) * width);
-        s.scale.need(size_t(rows) * (width / GROUP));
-        s.sum.need(size_t(rows) * 2 * (width / GROUP));
-      }
-    }
     if (few) {
       for (int row = 0; row < rows; row++) prepare_row(s, row, x + size_t(row) * width, width, norm, blocks);
     } else if (norm.weight || blocks) {
-      pool_.barrier();  // the buffers are there
       share(rows, [&](int begin, int end) {
         for (int row = begin; row < end; row++) prepare_row(s, row, x + size_t(row) * width, width, norm, blocks);
       });
@@ -291,9 +309,7 @@ class Run {
   void one_head(const Layer& l, const Norm& norm, const float* row, int width, int head, int position, float* out) {
     const int D = m_.head_dim;
     if (m_.head_norm == ACROSS_HEADS && norm.weight) {
-      float whole[1];
       std::vector<float> normed(width);
-      (void)whole;
       normalise(norm, row, width, normed.data());
       std::memcpy(out, normed.data() + head * D, D * sizeof(float));
     } else if (m_.head_norm == EACH_HEAD) {
@@ -305,10 +321,18 @@ class Run {
   }
 
   void attend(const Layer& l, int layer) {
+    int first = 0;
+    for (int last : w_.turns) {
+      attend_tasks(l, layer, first, last);
+      first = last;
+    }
+  }
+
+  void attend_tasks(const Layer& l, int layer, int first, int last) {
     const int K = m_.n_kv_heads, G = group(), D = m_.head_dim;
-    share(int(w_.tasks.size()) * K, [&](int begin, int end) {
+    share((last - first) * K, [&](int begin, int end) {
       for (int unit = begin; unit < end; unit++) {
-        const Task& task = w_.tasks[unit / K];
+        const Task& task = w_.tasks[first + unit / K];
         const Tile& tile = w_.tiles[task.tile];
         const int head = unit % K;
         const size_t split_size = size_t(tile.n_tokens) * G * (D + 2);
@@ -394,11 +418,9 @@ class Run {
   void finish(int thread) {
     if (!s_.n_outputs) return;
     const int C = m_.d_model;
-    if (thread == 0) {
-      w_.gathered.need(size_t(s_.n_outputs) * C);
+    if (thread == 0)
       for (int i = 0; i < s_.n_outputs; i++)
         std::memcpy(w_.gathered.data.get() + size_t(i) * C, w_.x.data.get() + size_t(s_.outputs[i]) * C, C * sizeof(float));
-    }
     pool_.barrier();
     if (s_.want_hidden) {
       share(s_.n_outputs, [&](int begin, int end) {
