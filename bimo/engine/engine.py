@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import operator
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -219,7 +220,10 @@ class Engine(StepLoop):
                 that, the first token has no probability and is left out.
             adapter: The LoRA adapter to use.
         """
-        contexts = [""] * len(texts) if contexts is None else contexts
+        texts = _texts(texts, "texts")
+        contexts = [""] * len(texts) if contexts is None else _texts(contexts, "contexts")
+        if len(contexts) != len(texts):
+            raise UserError(f"{len(texts)} texts and {len(contexts)} contexts", mend="Give one for each.")
         requests, tokens = [], []
         for text, context in zip(texts, contexts, strict=True):
             before, own = self.prompt_ids(context), self._need_tokenizer().encode(text)
@@ -244,7 +248,9 @@ class Engine(StepLoop):
             normalize: Scale to length 1.
             adapter: The LoRA adapter to use.
         """
-        rows = self._answers([self.request(text, want=pooling, adapter=adapter) for text in texts])
+        if pooling not in ("mean", "last"):
+            raise UserError(f"pooling must be mean or last, is {pooling!r}", mend="Choose one of them.")
+        rows = self._answers([self.request(text, want=pooling, adapter=adapter) for text in _prompts(texts)])
         vectors = np.stack(rows) if rows else np.empty((0, self.model.spec.d_model), dtype=np.float32)
         if normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -252,6 +258,7 @@ class Engine(StepLoop):
 
     def classify(self, texts: Sequence[str], labels: Sequence[str], *, adapter: str = "") -> list[Label]:
         """The label that the model finds likeliest to follow each text; texts should end with the question."""
+        texts, labels = _texts(texts, "texts"), _texts(labels, "labels")
         if not labels or len(set(labels)) < len(labels):
             raise UserError(f"labels must be different texts, are {list(labels)}", mend="Name each once.")
         pairs = [(text, label) for text in texts for label in labels]
@@ -278,7 +285,9 @@ class Engine(StepLoop):
         n_context: int = 0,
     ) -> Request:
         """A request with a name of its own, for `submit`."""
-        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else _ids(prompt)
+        if params is not None and not isinstance(params, SamplingParams):
+            raise UserError(f"params must be SamplingParams, is {type(params).__name__}", mend="Make one of them.")
         name = f"request-{next(self._names)}"
         return Request(name, tuple(ids), params or SamplingParams(), want, adapter, n_context)
 
@@ -328,8 +337,32 @@ class Engine(StepLoop):
 
 def _prompts(given: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """A list of prompts, also of a single one."""
-    prompts: list[Any] = [given] if isinstance(given, str) else list(given)
-    return [prompts] if prompts and isinstance(prompts[0], int) else prompts
+    try:
+        prompts: list[Any] = [given] if isinstance(given, str) else list(given)
+    except TypeError:
+        raise UserError(f"prompts are texts or ids, not {type(given).__name__}", mend="Give a list.") from None
+    return [prompts] if prompts and _is_id(prompts[0]) else prompts
+
+
+def _is_id(value: object) -> bool:
+    """Whether it is a whole number, also one of NumPy or torch."""
+    return not getattr(value, "shape", ()) and hasattr(value, "__index__")
+
+
+def _ids(prompt: Sequence[int]) -> list[int]:
+    """Ids as plain numbers, of a list, an array or a tensor."""
+    try:
+        return [operator.index(i) for i in prompt]
+    except TypeError:
+        raise UserError("a prompt is a text, or ids, which are whole numbers", mend="Give one of both.") from None
+
+
+def _texts(given: Sequence[str], name: str) -> list[str]:
+    """A list of texts: a single one would be taken for its characters."""
+    texts = [] if isinstance(given, str) else list(given)
+    if isinstance(given, str) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{name} must be a list of texts", mend="Put a single one into brackets.")
+    return texts
 
 
 def _single(params: SamplingParams | None) -> SamplingParams:

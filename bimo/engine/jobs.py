@@ -17,7 +17,7 @@ from bimo.core.errors import UserError
 from bimo.engine.answers import Completion, Writer
 from bimo.engine.request import Request
 from bimo.engine.runner import Chunk
-from bimo.engine.sampling import Floats, Rules, check_finite, log_total, next_token
+from bimo.engine.sampling import DAMAGED, Floats, Rules, check_finite, log_total, next_token
 from bimo.engine.scheduler import Scheduler
 from bimo.engine.sequence import Sequence
 
@@ -159,7 +159,10 @@ class Pooling(Job):
     def take(self, sequence: Sequence, chunk: Chunk, rows: Rows) -> int:
         """Add the wanted states."""
         end = chunk.start + len(chunk.tokens)
-        self.sum = self.sum + rows.astype(np.float64).sum(axis=0)  # (C,)
+        own = rows.astype(np.float64).sum(axis=0)  # (C,)
+        if not np.isfinite(own).all():
+            raise UserError("the model's states are NaN or infinite", mend=DAMAGED)
+        self.sum = self.sum + own
         self.n_rows += len(rows)
         if sequence.output_from is not None:
             sequence.output_from = max(sequence.output_from, end)

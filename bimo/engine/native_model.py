@@ -18,7 +18,7 @@ from bimo.model.blocks import FORMATS, dequantize
 from bimo.model.feedforward import GEGLU, GELU, Gated, GEGLUErf, GELUErf, ReGLU, ReLU, SwiGLU
 from bimo.model.gpt import GPT, Block
 from bimo.model.layers import LayerNorm, RMSNorm, RMSNorm1p
-from bimo.model.lora import Adapter
+from bimo.model.lora import Adapter, check_adapters
 from bimo.model.packed import PackedTensor
 from bimo.model.positions import Learned, NoPositions, Rotary
 
@@ -177,6 +177,7 @@ class NativeModel:
         return self._floats(positions.weight) if isinstance(positions, Learned) else None
 
     def _adapters(self, adapters: Sequence[Adapter], n_layers: int) -> Any:
+        check_adapters(self.model, adapters)
         table = (layout.LowRank * (len(adapters) * n_layers * len(layout.PLACES)))()
         for number, adapter in enumerate(adapters):
             for path, part in adapter.parts.items():

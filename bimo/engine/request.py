@@ -9,6 +9,7 @@ from typing import Literal
 from bimo.core.settings import Settings
 
 Want = Literal["generate", "score", "mean", "last"]
+_MOST_ANSWERS = 1024  # to one request: each is a text of its own
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,9 @@ class SamplingParams(Settings):
         forms = [name for name in ("regex", "choices", "json_schema") if getattr(self, name)]
         if len(forms) > 1:
             yield f"regex, choices and json_schema exclude each other, given are {' and '.join(forms)}"
-        if self.n < 1:
-            yield f"n must be at least 1, is {self.n}"
-        if self.beams < 1:
-            yield f"beams must be at least 1, is {self.beams}"
+        for name in ("n", "beams"):
+            if not 1 <= getattr(self, name) <= _MOST_ANSWERS:
+                yield f"{name} must lie in 1 … {_MOST_ANSWERS}, is {getattr(self, name)}"
         if self.beams > 1:
             if self.n > self.beams:
                 yield f"n must be at most beams ({self.beams}), is {self.n}"

@@ -30,6 +30,7 @@ Ids = NDArray[np.int64]
 _64_BITS = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _NO_IDS = np.empty(0, dtype=np.int64)
+DAMAGED = "Its weights are damaged: `bimo verify` says where."
 _PIECE = 256  # weights that are summed at once
 
 
@@ -118,7 +119,8 @@ def drawn(scores: Floats, params: SamplingParams, u: float) -> int:
         place = draw(weights, u)
         return place if ids is None else int(ids[place])
     scores = np.ascontiguousarray(scores)
-    rules = layout.Draw(params.top_p, u, max(params.temperature, 1e-30), params.min_p, params.top_k)
+    top_k = min(params.top_k, len(scores))  # a number of 32 bits there
+    rules = layout.Draw(params.top_p, u, _divisor(params), params.min_p, top_k)
     token: int = kernels.call.bimo_draw(kernels.table, ctypes.byref(rules), scores.ctypes.data, len(scores))
     if token < 0:
         _check_left(float(scores.max()))
@@ -160,13 +162,18 @@ def distribution(scores: Floats, params: SamplingParams) -> tuple[Ids | None, Fl
     # Subtracting the largest first keeps a tiny temperature from overflowing; below that, 0 / 0 would come.
     with np.errstate(over="ignore"):
         weights = scores - np.float32(largest)
-        weights /= np.float32(max(params.temperature, 1e-30))
+        weights /= np.float32(_divisor(params))
     np.exp(weights, out=weights)
     if params.top_p < 1:
         _keep_nucleus(weights, params.top_p)
     if params.min_p > 0:
         weights[weights < params.min_p] = 0  # the largest weight is 1
     return ids, weights
+
+
+def _divisor(params: SamplingParams) -> float:
+    """The temperature, as a float of 32 bits can hold it."""
+    return min(max(params.temperature, 1e-30), 1e30)
 
 
 def _largest(scores: Floats, k: int) -> Ids:
@@ -248,9 +255,7 @@ def log_total(logits: Floats) -> float:
 def check_finite(largest: float) -> None:
     """Raise a UserError unless the largest logit of a row is a number."""
     if not math.isfinite(largest):
-        raise UserError(
-            "the model's logits are NaN or infinite", mend="Its weights are damaged: `bimo verify` says where."
-        )
+        raise UserError("the model's logits are NaN or infinite", mend=DAMAGED)
 
 
 def _check_left(largest: float) -> None:

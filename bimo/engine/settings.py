@@ -38,6 +38,8 @@ class EngineSettings(Settings):
         found = [
             f"{n} must be at least {m}, is {getattr(self, n)}" for n, m in at_least.items() if getattr(self, n) < m
         ]
+        if self.threads > 1024:
+            found.append(f"threads must be at most 1024, is {self.threads}")
         if self.block_size % 16:
             found.append(f"block_size must be a multiple of 16, is {self.block_size}")
         return found

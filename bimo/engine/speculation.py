@@ -109,8 +109,8 @@ class DraftModel:
         active = [s for s, count in wanted.items() if count and self._prepare(s, len(s.tokens) + count)]
         texts = {sequence: list(sequence.tokens) for sequence in active}
         while active:
-            self._extend({sequence: texts[sequence] for sequence in active})
-            active = [s for s in active if len(texts[s]) - len(s.tokens) < wanted[s]]
+            written = self._extend({sequence: texts[sequence] for sequence in active})
+            active = [s for s in written if len(texts[s]) - len(s.tokens) < wanted[s]]
         for sequence, text in texts.items():
             sequence.guesses = text[len(sequence.tokens) :]
 
@@ -142,8 +142,9 @@ class DraftModel:
         self._drafts[sequence] = draft
         return True
 
-    def _extend(self, texts: dict[Sequence, list[int]]) -> None:
-        """Read what is new of each text, and append one token to it."""
+    def _extend(self, texts: dict[Sequence, list[int]]) -> list[Sequence]:
+        """Read what is new of each text, and append one token to it; returns those that the small model could go on."""
+        written: list[Sequence] = []
         while True:
             chunks, finished = [], []
             for sequence, text in texts.items():
@@ -158,11 +159,15 @@ class DraftModel:
                     finished += [sequence] if last else []
                     draft.read += text[start:stop]
             if not chunks:
-                return
+                return written
             rows = self.runner.logits(chunks).numpy()
             for sequence, row in zip(finished, rows, strict=True):
                 text = texts[sequence]
-                text.append(self._drafts[sequence].rules.choose(row, text, sequence.n_prompt))
+                try:
+                    text.append(self._drafts[sequence].rules.choose(row, text, sequence.n_prompt))
+                except UserError:  # nothing is guessed here: what the model itself chooses is what counts
+                    continue
+                written.append(sequence)
             texts = {sequence: text for sequence, text in texts.items() if sequence not in finished}
 
 

@@ -156,29 +156,32 @@ class StepLoop:
     def drive(self) -> None:
         """Have steps done in a thread as long as somebody listens to a job."""
         with self._door:
-            if self._driver is None:
+            if self._driver is None or not self._driver.is_alive():  # a forked process has none of its parent's threads
                 self._driver = threading.Thread(target=self._keep_stepping, name="bimo-engine", daemon=True)
                 self._driver.start()
 
     def _keep_stepping(self) -> None:
         while True:
             with self._door:
-                if not any(job.listener for job in self.jobs.values()):
+                if not any(job.listener for job in tuple(self.jobs.values())):  # others end jobs meanwhile
                     self._driver = None
                     return
             try:
                 self.step()
             except Exception as error:  # nobody is above this thread: those who wait get the error
-                with self._stepping:
+                with self._stepping, self._door:
+                    self._take_in()
                     for name in tuple(self.jobs):
                         self._fail(name, _as_user_error(error))
 
     def _take_in(self) -> None:
         """What came from other threads: new requests, then those that are given up."""
+        # Counted first: whoever is given up by now has arrived by now; one who arrives later may be given up later.
+        n_cancelled = len(self._cancelled)
         while self._arrived:
             for sequence in self._arrived.popleft().sequences:
                 self.scheduler.add(sequence)
-        while self._cancelled:
+        for _ in range(n_cancelled):
             self._fail(self._cancelled.popleft(), None)
 
     def _sweep(self) -> None:

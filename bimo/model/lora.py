@@ -82,6 +82,20 @@ def _problem(path: str, part: LowRank, linears: Mapping[str, nn.Linear], *, tied
     return ""
 
 
+def check_adapters(model: GPT, adapters: Sequence[Adapter]) -> None:
+    """Whether several adapters fit a model, and each has a name of its own.
+
+    Raises:
+        UserError: One does not fit, or two have the same name.
+    """
+    names = [adapter.name for adapter in adapters]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two adapters are called {twice!r}", mend="Give each a name of its own.")
+    for adapter in adapters:
+        adapter.check(model)
+
+
 @torch.no_grad()
 def merge(model: GPT, adapter: Adapter) -> GPT:
     """Add an adapter to the weights of a model, in float32, in place. Returns the model.
@@ -113,12 +127,8 @@ class AdapterSet:
     """
 
     def __init__(self, model: GPT, adapters: Sequence[Adapter]) -> None:
+        check_adapters(model, adapters)
         self.names = [adapter.name for adapter in adapters]
-        twice = next((name for name in self.names if self.names.count(name) > 1), None)
-        if twice is not None:
-            raise UserError(f"two adapters are called {twice!r}", mend="Give each a name of its own.")
-        for adapter in adapters:
-            adapter.check(model)
         paths = dict.fromkeys(path for adapter in adapters for path in adapter.parts)
         self._layers = [_Layer.of(model.get_submodule(path), [a.parts.get(path) for a in adapters]) for path in paths]
 

@@ -209,8 +209,8 @@ def test_a_row_is_left_as_it_was() -> None:
     ("params", "sentence"),
     [
         ({"min_tokens": 200}, "min_tokens"),
-        ({"n": 0}, "n must be"),
-        ({"beams": 0}, "beams must be"),
+        ({"n": 0}, "n must"),
+        ({"beams": 0}, "beams must"),
         ({"beams": 2, "n": 3}, "at most beams"),
         ({"beams": 2, "stop": ("a",)}, "beams go without stop"),
         ({"beams": 2, "logprobs": 1}, "without logprobs"),
