@@ -1,4 +1,7 @@
-"""The C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; each must see a planted mistake."""
+"""The C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; each must see a planted mistake.
+
+And on processors of other kinds, as qemu plays them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "bimo/engine/kernels/src"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
+
+_PROBE = """
+#include <cstdio>
+#include <initializer_list>
+#include "types.h"
+int main() {
+  for (const bimo::Kernels* k : {bimo::avx512_kernels(), bimo::avx2_kernels(), bimo::generic_kernels()})
+    if (k) std::puts(k->name);
+}
+"""
 
 
 @pytest.fixture(scope="module", params=["address,undefined", "thread"])
@@ -35,3 +48,19 @@ def test_a_planted_mistake_is_seen(program: tuple[str, Path]) -> None:
     done = subprocess.run([out, mistake], capture_output=True, text=True, timeout=600)
     assert done.returncode != 0, "it was told to make a mistake"
     assert words in done.stderr, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-user")
+@pytest.mark.parametrize(("processor", "expected"), [("Nehalem", ["plain C++"]), ("Haswell", ["AVX2", "plain C++"])])
+def test_a_processor_without_them_meets_no_newer_instructions(
+    processor: str, expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "probe.cpp").write_text(_PROBE)
+    files = [str(SOURCES / f"{name}.cpp") for name in ("avx512", "avx2", "generic", "pack")]
+    # Vectorised as in -O3, which even a table of functions is then; the rest of -O3 takes minutes.
+    flags = ["-std=c++17", "-O1", "-ftree-slp-vectorize", "-static", f"-I{SOURCES}"]
+    subprocess.run(["g++", *flags, *files, "probe.cpp", "-o", "probe"], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run(
+        ["qemu-x86_64", "-cpu", processor, tmp_path / "probe"], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split("\n")[:-1] == expected, done.stderr[-1000:]

@@ -131,16 +131,21 @@ inline I dot(const Bytes& w, const int8_t* q, int q_sum) {
 #include "kernels.inc"
 
 }  // namespace
+}  // namespace bimo
+#pragma GCC pop_options
 
+namespace bimo {
+
+// Behind the pragma: a machine that does not have these instructions asks, too, and must not meet one.
 const Kernels* avx2_kernels() {
   static const bool here =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (!here) return nullptr;
   static const Kernels table = make_table("AVX2");
-  return here ? &table : nullptr;
+  return &table;
 }
 
 }  // namespace bimo
-#pragma GCC pop_options
 #else
 namespace bimo {
 const Kernels* avx2_kernels() { return nullptr; }

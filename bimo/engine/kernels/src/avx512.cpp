@@ -108,16 +108,21 @@ inline I dot(const Bytes& w, const int8_t* q, int q_sum) {
 #include "kernels.inc"
 
 }  // namespace
+}  // namespace bimo
+#pragma GCC pop_options
 
+namespace bimo {
+
+// Behind the pragma: a machine that does not have these instructions asks, too, and must not meet one.
 const Kernels* avx512_kernels() {
   static const bool here = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (!here) return nullptr;
   static const Kernels table = make_table("AVX-512 VNNI");
-  return here ? &table : nullptr;
+  return &table;
 }
 
 }  // namespace bimo
-#pragma GCC pop_options
 #else
 namespace bimo {
 const Kernels* avx512_kernels() { return nullptr; }
