@@ -57,9 +57,7 @@ class Quantized:
 
     def __str__(self) -> str:
         cost, before = self.cost, self.cost.bits_per_byte_before
-        lines = [
-            f"measured on {cost.n_tokens:,} tokens of {self.text}; the full model needs {before:.4f} bits per byte"
-        ]
+        lines = [f"measured on {cost.n_tokens:,} tokens of {self.text}", f"full model: {before:.4f} bits per byte"]
         lines.append(f"{'':34} {'KL, nats per token':>20} {'top-1 changes':>14} {'bits per byte':>14}")
         rows = {f"{self.to}": cost.weights, f"{self.to}, activations of 8 bits": cost.engine}
         for name, found in rows.items():
@@ -69,9 +67,7 @@ class Quantized:
         lines.append(f"weights: {cost.bytes_before / 1e6:.1f} MB → {cost.bytes_after / 1e6:.1f} MB ({share:.0%})")
         if self.left:
             more = f" and {len(self.left) - 3} more" if len(self.left) > 3 else ""
-            lines.append(
-                f"as they are, because blocks of 32 do not fit or they route: {', '.join(self.left[:3])}{more}"
-            )
+            lines.append(f"left as they are (blocks do not fit, or routers): {', '.join(self.left[:3])}{more}")
         return "\n".join(lines)
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
