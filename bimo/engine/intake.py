@@ -34,7 +34,8 @@ class Intake:
 
     def __init__(self, spec: ModelSpec, tokenizer: Tokenizer | None, adapters: Mapping[str, int]) -> None:
         self.spec, self.tokenizer, self.adapters = spec, tokenizer, adapters
-        self.ends: frozenset[int] = frozenset() if tokenizer is None else tokenizer.end_ids
+        ends = frozenset[int]() if tokenizer is None else tokenizer.end_ids
+        self.ends = frozenset(i for i in ends if i < spec.vocab_size)  # a tokenizer may have more ids than the model
         self._arrivals = itertools.count()
         self._compiling = threading.Lock()  # the compiled forms are kept in one table
 
@@ -44,7 +45,8 @@ class Intake:
         if self.tokenizer is None:
             return frozenset()
         beyond = range(self.tokenizer.vocab_size, self.spec.vocab_size)
-        return frozenset({*self.tokenizer.control_tokens.values(), *beyond}) - self.ends
+        control = {i for i in self.tokenizer.control_tokens.values() if i < self.spec.vocab_size}
+        return frozenset({*control, *beyond}) - self.ends
 
     def job(self, request: Request) -> Job:
         """The job for a request.

@@ -68,6 +68,12 @@ def test_a_text_in_place_of_a_list_is_refused(tokenizer: Tokenizer) -> None:
     assert np.array_equal(engine.embed("the cat"), engine.embed(["the cat"])), "one text is one vector"
 
 
+def test_a_tokenizer_may_have_more_ids_than_the_model(tokenizer: Tokenizer) -> None:
+    engine = Engine(model_of(replace(SMALL, vocab_size=tokenizer.vocab_size - 60)), tokenizer)
+    assert max(tokenizer.end_ids) >= engine.model.spec.vocab_size, "its end is beyond"
+    assert engine.complete([1, 2], replace(GREEDY, min_tokens=3)).n_tokens == 6
+
+
 @pytest.mark.parametrize("options", [{"n": 10**9}, {"beams": 10**9}])
 def test_a_request_has_a_bounded_number_of_answers(options: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"must lie in 1 … 1024"):
