@@ -55,7 +55,10 @@ class MappedFiles:
         self._ranges = _mapped_files() if hasattr(mmap, "MADV_DONTNEED") else []
 
     def let_go(self, address: int, n_bytes: int) -> None:
-        """Tell the system that some bytes are not needed for now. What is no mapped file stays as it is."""
+        """Tell the system that some bytes are not needed for now. What is no mapped file stays as it is.
+
+        What was written to a private mapping would be lost: packed weights refuse to be changed in place.
+        """
         start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (address + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if start < end and any(low <= start and end <= high for low, high in self._ranges):

@@ -1,4 +1,4 @@
-// AVX-512 with VNNI and BF16: 16 lanes.
+// AVX-512 with VNNI: 16 lanes.
 #include "types.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
