@@ -28,7 +28,7 @@ LIMITS = {"int8": 0.02, "int4": 0.2}
 """Nats per token that a model may lie from the full one, activations of 8 bits included, before `save` refuses it."""
 
 _ROW, _LEAST_ROW = 256, 8  # tokens
-_LOOKED_AT, _MEASURED = 32, 24  # rows
+_ROWS = 54  # of which two of three are looked at, and the third is measured on
 _CHARACTERS = 2**21  # of each text that are read
 Tell = Callable[[str, float], None]
 
@@ -127,8 +127,8 @@ def quantize(
     else:
         rows = _own_text(lm, full, seed, lambda share: on_progress("writing", share))
         said = "text that the model wrote"
-    measured = rows[2::3][:_MEASURED]
-    looked_at = torch.cat((rows[0::3], rows[1::3]))[:_LOOKED_AT]
+    measured = rows[2::3]
+    looked_at = torch.cat((rows[0::3], rows[1::3]))
     small = quantize_model(full, to, looked_at, lambda share: on_progress("rounding", share))
     token_bytes = torch.from_numpy(lm.tokenizer.token_bytes()) if lm.has_tokenizer else None
     before = stored_bytes(lm.model)
@@ -149,7 +149,7 @@ def _rows_of_text(lm: LM, paths: list[str]) -> Tensor:
     if new < _LEAST_ROW or len(rows) < 3:
         what = f"{n_tokens} tokens of text are too few"
         raise UserError(what, where=", ".join(paths), mend="Give some pages, such as the model was trained on.")
-    wanted = min(len(rows), _LOOKED_AT + _MEASURED)
+    wanted = min(len(rows), _ROWS)
     spread = [rows[i * len(rows) // wanted] for i in range(wanted)]
     return torch.tensor([[*prefix, *row] for row in spread])
 
@@ -175,7 +175,7 @@ def _own_text(lm: LM, full: GPT, seed: int, on_progress: Callable[[float], None]
     begin = list(lm.tokenizer.prefix_ids or [lm.tokenizer.end_id or 0]) if lm.has_tokenizer else [0]
     known = lm.tokenizer.vocab_size if lm.has_tokenizer else spec.vocab_size
     width = min(_ROW, spec.context_length)
-    ids = torch.tensor([begin]).expand(_LOOKED_AT + _MEASURED, -1)  # (N, 1 or more)
+    ids = torch.tensor([begin]).expand(_ROWS, -1)  # (N, 1 or more)
     weight = full.lm_head.weight
     cache = KVCache(spec, len(ids), width, device=weight.device, dtype=weight.dtype)
     generator = torch.Generator().manual_seed(seed)
