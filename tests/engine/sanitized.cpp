@@ -97,8 +97,8 @@ void run(const Kernels& kernels, int format, int cache_type, int threads, const 
   m.norm = {numbers(C), nullptr};
   m.cache = {cache_type, 16, n_blocks, n_layers, K, D, nullptr};
   const size_t cache_bytes = cache_block_bytes(m.cache) * n_blocks * n_layers;
-  m.cache.data = static_cast<uint8_t*>(memory(mistake == "overrun" ? cache_bytes / 2 : cache_bytes));
-  std::memset(m.cache.data, 255, mistake == "overrun" ? cache_bytes / 2 : cache_bytes);
+  m.cache.data = static_cast<uint8_t*>(memory(mistake == "overrun" ? cache_bytes - 8 : cache_bytes));
+  std::memset(m.cache.data, 255, mistake == "overrun" ? cache_bytes - 8 : cache_bytes);
 
   const int32_t tables[] = {3, 11, 5, 7, 0, 1, 2}, starts[] = {0, 3, 6}, adapters[] = {0, 0, 0};
   int done[] = {0, 0, 0};
