@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import threading
@@ -216,18 +215,18 @@ def test_a_system_without_threads_is_an_error_and_no_end_of_the_program() -> Non
     assert "no memory or no threads for 1000 threads" in done.stdout, done.stderr[-2000:]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_forked_process_streams_with_a_thread_of_its_own(engine: Engine) -> None:
+def test_a_stream_starts_a_thread_where_the_last_one_is_gone(engine: Engine) -> None:
+    """A forked process finds its parent's thread, which does not run there."""
+    expected = engine.complete([1, 2], GREEDY).text
     kept = threading.Thread(target=lambda: None)
     kept.start()
     kept.join()
-    engine._driver = kept  # as a child finds it: its parent's thread, which does not run here
+    engine._driver = kept
 
     async def text() -> list[str]:
         return [piece async for piece in engine.astream([1, 2], GREEDY)]
 
-    asyncio.run(asyncio.wait_for(text(), 20))
+    assert "".join(asyncio.run(asyncio.wait_for(text(), 20))) == expected, "it is not waited for in vain"
     engine._driver = None
 
 
