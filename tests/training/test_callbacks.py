@@ -34,6 +34,7 @@ from bimo.training import (
     Checkpoints,
     EarlyStopping,
     GradientStatistics,
+    MetricsFile,
     Progress,
     RateFinder,
     Sampling,
@@ -206,6 +207,28 @@ def test_an_evaluation_that_a_signal_ends_is_heard_once(run: Run) -> None:
     assert not seen.judged, "it is made again on resume, so nobody may have heard of it"
     run.other_half([seen], run.folder / f"step-{HALF:08d}")
     assert len(seen.judged) == 2, "once after each half"
+
+
+def test_the_line_of_an_update_outlives_a_signal_that_ends_its_evaluation(run: Run, tmp_path: Path) -> None:
+    def interrupted(_model: nn.Module) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"loss": 1.0}
+
+    def steps(path: Path) -> list[tuple[int, bool]]:
+        return [(line["step"], "learning_rate" in line) for line in read_jsonl(path)]
+
+    run.whole([MetricsFile(tmp_path / "whole.jsonl"), GradientStatistics(every=1, folder=tmp_path / "whole")])
+    logs = [MetricsFile(tmp_path / "halves.jsonl"), GradientStatistics(every=1, folder=tmp_path / "halves")]
+    first = run.trainer([*logs, Checkpoints()])
+    first.evaluate_fn = interrupted
+    first.fit(batches())
+    assert steps(tmp_path / "halves.jsonl")[-1] == (HALF, True), "the evaluation was given up"
+    run.other_half(logs, run.folder / f"step-{HALF:08d}")
+    assert steps(tmp_path / "halves.jsonl") == steps(tmp_path / "whole.jsonl"), "every line once"
+    layers = [read_jsonl(tmp_path / name / "layers.jsonl") for name in ("whole", "halves")]
+    assert layers[0] == layers[1], "every line once"
+    run.other_half(logs, run.folder / f"step-{HALF:08d}")
+    assert steps(tmp_path / "halves.jsonl") == steps(tmp_path / "whole.jsonl"), "also when the evaluation is made again"
 
 
 def test_saving_while_the_average_is_in_the_model_is_an_error(run: Run) -> None:

@@ -65,7 +65,7 @@ class _Statistics(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         if self.path is not None:
-            continue_log(self.path, trainer)
+            continue_log(self.path, trainer.state.step, trainer.state.settled)
 
     def due(self, trainer: Trainer) -> bool:
         """Whether the step that is being made is looked at."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bimo.core import machine
 from bimo.core.artifacts import append_jsonl, read_jsonl, write_text
@@ -32,11 +32,11 @@ class MetricsFile(Callback):
         self.made = 0  # updates
 
     def on_start(self, trainer: Trainer) -> None:
-        continue_log(self.path, trainer)
+        continue_log(self.path, trainer.state.step, trainer.state.settled)
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         if result.step <= self.made:
-            continue_log(self.path, trainer)
+            continue_log(self.path, result.step - 1, result.step - 1)
         self.made = result.step
         if result.step % trainer.settings.log_every and result.step != 1:
             return
@@ -93,10 +93,21 @@ class Checkpoints(Callback):
         trainer.save_checkpoint()
 
 
-def continue_log(path: Path, trainer: Trainer) -> None:
-    """Make room for a log, and drop the lines of steps that are made again: it shall read like an unbroken run's."""
+def continue_log(path: Path, made: int, settled: int) -> None:
+    """Make room for a log, and drop the lines of what is done again: it shall read like an unbroken run's.
+
+    Args:
+        path: The log.
+        made: Updates that are not made again.
+        settled: The last step whose evaluation is not made again: a signal may come between the two.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = read_jsonl(path)
-    kept = [line for line in lines if line.get("step", 0) <= trainer.state.settled]
+    kept = [line for line in lines if line.get("step", 0) <= (settled if _of_evaluation(line) else made)]
     if len(kept) < len(lines):
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+def _of_evaluation(line: dict[str, Any]) -> bool:
+    """Whether a line of metrics was written by an evaluation; lines of other logs belong to updates."""
+    return "tokens" in line and "learning_rate" not in line

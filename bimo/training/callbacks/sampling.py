@@ -67,7 +67,7 @@ class Sampling(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         if self.path is not None and trainer.team.first:
-            continue_log(self.path, trainer)
+            continue_log(self.path, trainer.state.step, trainer.state.settled)
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         if result.step % self.every:

@@ -36,7 +36,7 @@ class TensorBoard(Callback):
     def on_start(self, trainer: Trainer) -> None:
         from torch.utils.tensorboard import SummaryWriter  # here, because it imports the optional package
 
-        again = trainer.state.settled + 1 if trainer.state.settled else None
+        again = trainer.state.step + 1 if trainer.state.step else None
         self.writer = SummaryWriter(str(self.folder), purge_step=again)
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
