@@ -156,6 +156,16 @@ REGISTRIES = {
                 "activation_statistics": "bimo.training.callbacks:ActivationStatistics",
             },
         ),
+        Registry(
+            "task",
+            {
+                "completion": "bimo.tasks.completion:Completion",
+                "translation": "bimo.tasks.translation:Translation",
+                "summarization": "bimo.tasks.summarization:Summarization",
+                "dialogue": "bimo.tasks.dialogue:Dialogue",
+                "classification": "bimo.tasks.classification:Classification",
+            },
+        ),
     )
 }
 
@@ -167,7 +177,7 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
         class TalkingHeads(torch.nn.Module): ...
 
     Args:
-        kind: attention, feedforward, norm, positions, optimizer, loss or callback.
+        kind: attention, feedforward, norm, positions, optimizer, loss, callback or task.
         name: Its name; one that bimo, an installed package or another file already uses is refused.
     """
     if kind not in REGISTRIES:

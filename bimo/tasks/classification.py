@@ -1,0 +1,55 @@
+"""Classification: a text and its label, which the model says as a word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bimo.core.errors import UserError
+from bimo.tasks.task import Message, TaskExample, asked, groups, text_of
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Say which of some labels a text has.
+
+    Attributes:
+        labels: Those that there are; empty until the training rows have settled them.
+        max_tokens: How long an answer may be.
+    """
+
+    labels: Sequence[str] = ()
+    max_tokens: int = 32
+
+    name = "classification"
+    fields = ("text", "label")
+    metrics = ("macro_f1", "accuracy")
+    floors = ("majority", "nearest", "bag_of_words")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))  # frozen
+
+    def examples(self, record: Mapping[str, object], where: str) -> Sequence[TaskExample]:
+        text, label = text_of(record, "text", where), text_of(record, "label", where).strip()
+        if self.labels and label not in self.labels:
+            known = ", ".join(map(repr, self.labels))
+            raise UserError(f"the label {label!r} is not one of {known}", where=where, mend="Mend or drop the row.")
+        return [TaskExample(label_request(text), label, text, where, groups(record, label=label))]
+
+    def answer(self, text: str) -> str:
+        return text.strip()
+
+    def settled(self, examples: Sequence[TaskExample]) -> Classification:
+        labels = sorted({example.target for example in examples})
+        if len(labels) < 2:
+            raise UserError(
+                f"all rows have the label {labels[0]!r}" if labels else "there is no row with a label",
+                where="classification",
+                mend="Give rows of at least two labels.",
+            )
+        return self if self.labels else replace(self, labels=labels)
+
+
+def label_request(text: str) -> tuple[Message, ...]:
+    """What a model is asked."""
+    return asked("Classify:", text)
