@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 from bimo.core.config import DataSettings
 from bimo.core.errors import UserError
-from bimo.data.decoding import TextStream
 from bimo.data.documents import Problem, UnreadableError
-from bimo.data.encodings import recognise
-from bimo.data.files import ACCEPTED, KINDS, ReadProgress, byte_chunks, find_files, kind_of
+from bimo.data.files import ACCEPTED, KINDS, find_files, kind_of
 from bimo.data.readers import read_documents
-from bimo.data.tables import Broken, Row, csv_rows, jsonl_rows, parquet_rows
+from bimo.data.records import table_rows
+from bimo.data.tables import Broken
 from bimo.examples.fields import Content, Fields
 from bimo.training.inputs import Tell
 
@@ -62,7 +60,7 @@ def _table_examples(file: Path, problems: _Problems) -> Iterator[tuple[str, Cont
     fields: Fields | None = None
     refusal: UserError | None = None
     try:
-        for row, record in _rows(file):
+        for row, record in table_rows(file):
             where = Problem(str(file), row, "").where
             if isinstance(record, Broken):
                 problems.add(Problem(str(file), row, record.what, record.mend))
@@ -81,15 +79,3 @@ def _table_examples(file: Path, problems: _Problems) -> Iterator[tuple[str, Cont
         problems.add(Problem(str(file), error.row, error.what, error.mend))
     if fields is None and refusal is not None:
         raise refusal
-
-
-def _rows(file: Path) -> Iterator[Row]:
-    if kind_of(file) == "parquet":
-        yield from parquet_rows(file, "", ReadProgress())
-        return
-    chunks = byte_chunks(file, ReadProgress())
-    first = next(chunks, b"")
-    if not first:
-        raise UnreadableError("the file is empty")
-    stream = TextStream(chain([first], chunks), recognise(first))
-    yield from jsonl_rows(stream, "text") if kind_of(file) == "jsonl" else csv_rows(stream, "")

@@ -1,0 +1,39 @@
+"""What a model was trained for, in `tasks.json` beside its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bimo.core.artifacts import write_text
+from bimo.core.errors import UserError
+from bimo.core.json_files import read_json
+from bimo.tasks.naming import make_task, task_of
+from bimo.tasks.task import Task
+
+FILE = "tasks.json"
+_MOST_TASKS = 100
+
+
+def save_tasks(folder: Path, tasks: Sequence[Task]) -> None:
+    """Write the tasks of a model into its folder."""
+    write_text(folder / FILE, json.dumps({"tasks": [task_of(task) for task in tasks]}, ensure_ascii=False, indent=1))
+
+
+def saved_tasks(folder: Path) -> list[Task]:
+    """The tasks of the model in a folder (or of a run); none where nothing is said.
+
+    Raises:
+        UserError: The file is damaged, or names a task that is not there.
+    """
+    path = next((path for path in (folder / FILE, folder / "model" / FILE) if path.is_file()), None)
+    if path is None:
+        return []
+    texts = read_json(path).get("tasks")
+    if not isinstance(texts, list) or len(texts) > _MOST_TASKS or not all(isinstance(text, str) for text in texts):
+        raise UserError("tasks is no list of texts", where=str(path), mend="Copy the model's folder again.")
+    try:
+        return [make_task(text) for text in texts]
+    except UserError as error:
+        raise UserError(error.what, where=str(path), mend=error.mend) from error
