@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "evaluation": {"core", "tokenizer", "model", "engine", "interop", "tasks", ""},
     "flags": {"core"},
     "live": {"core", "training"},
-    "examples": {"core", "tokenizer", "data", "training"},
+    "examples": {"core", "tokenizer", "data", "tasks", "training"},
     "lm": {"core", "tokenizer", "data", "model", "training", "interop", "engine", "evaluation", "examples"},
     "testing": {"core", "model", "training", "evaluation", "lm"},
     "__main__": {"cli"},

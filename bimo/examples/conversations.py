@@ -30,7 +30,8 @@ def conversation_rows(
     """
     try:
         whole = tokenizer.encode_chat(messages, add_generation_prompt=False)
-        turns = [_turn(messages, number, tokenizer) for number, m in enumerate(messages) if m["role"] == "assistant"]
+        spoken = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        turns = [_turn(messages, number, tokenizer, whole) for number in spoken]
     except UserError as error:
         raise UserError(
             error.what, where=f"{where}, {error.where}" if error.where else where, mend=error.mend
@@ -44,10 +45,13 @@ def conversation_rows(
         yield from turns
 
 
-def _turn(messages: Sequence[Message], number: int, tokenizer: Tokenizer) -> tuple[list[int], bytes]:
-    """The conversation up to an assistant's message, and which ids are that message's."""
+def _turn(
+    messages: Sequence[Message], number: int, tokenizer: Tokenizer, whole: list[int]
+) -> tuple[list[int], bytes]:
+    """The conversation up to an assistant's message, and which ids are that message's; `whole`: all of it."""
     before = tokenizer.encode_chat(messages[:number], add_generation_prompt=True) if number else []
-    ids = tokenizer.encode_chat(messages[: number + 1], add_generation_prompt=False)
+    last = number + 1 == len(messages)
+    ids = whole if last else tokenizer.encode_chat(messages[: number + 1], add_generation_prompt=False)
     if not before or ids[: len(before)] != before:
         raise UserError(
             f"it cannot be seen which tokens are the assistant's in message {number + 1}: the chat template opens the "

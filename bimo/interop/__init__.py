@@ -1,6 +1,7 @@
 """Weights and tokenizers of others, both ways: Hugging Face folders and GGUF files, for every family that
 `families.py` and `architectures.py` name."""
 
+from bimo.interop.adapter_writing import save_adapter
 from bimo.interop.adapters import load_adapter
 from bimo.interop.exporting import export, format_by_name, formats_in, save_packed
 from bimo.interop.gguf import load_gguf, save_gguf
@@ -16,6 +17,7 @@ __all__ = [
     "load_gguf",
     "load_model",
     "open_model",
+    "save_adapter",
     "save_gguf",
     "save_model",
     "save_packed",

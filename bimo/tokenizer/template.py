@@ -6,6 +6,7 @@ cannot forge a control token, whatever the template does with it.
 
 from __future__ import annotations
 
+import functools
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,14 +120,9 @@ class _Forgeries:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self.names = sorted(filter(None, names), key=len, reverse=True)
         self.found: list[str] = []
         self.secret = str(secrets.randbelow(10**18))
-        ends = {name[i:] for name in self.names for i in range(1, len(name))}
-        begins = {name[:i] for name in self.names for i in range(1, len(name))}
-        # A content that begins with the end of a name, or ends with its beginning, may complete what is beside it.
-        parts = [_any(self.names), rf"\A\s*(?:{_any(ends)})", rf"(?:{_any(begins)})\s*\Z"]
-        self.pattern = re.compile("|".join(parts)) if self.names else None
+        self.pattern = _forging(tuple(filter(None, names)))
 
     def hide(self, content: str) -> str:
         """The content with each of them replaced by a mark."""
@@ -143,6 +139,16 @@ class _Forgeries:
         parts = re.split(f"\ue0f0{self.secret}:([0-9]+)\ue0f1", text)
         pieces = [(bool(i % 2), self.found[int(part)] if i % 2 else part) for i, part in enumerate(parts)]
         return [piece for piece in pieces if piece[1]]
+
+
+@functools.lru_cache(maxsize=8)  # the names are those of a tokenizer, and the conversations many
+def _forging(names: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Finds what could forge one of the names."""
+    ends = {name[i:] for name in names for i in range(1, len(name))}
+    begins = {name[:i] for name in names for i in range(1, len(name))}
+    # A content that begins with the end of a name, or ends with its beginning, may complete what is beside it.
+    parts = [_any(names), rf"\A\s*(?:{_any(ends)})", rf"(?:{_any(begins)})\s*\Z"]
+    return re.compile("|".join(parts)) if names else None
 
 
 def _any(texts: Iterable[str]) -> str:

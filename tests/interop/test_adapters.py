@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bimo import GPT, UserError, load
+from bimo.interop.adapter_writing import save_adapter
 from bimo.interop.adapters import load_adapter
+from bimo.model.adapting import AdaptedLinear, attach, detach
 from bimo.model.lora import merge
 
 peft = pytest.importorskip("peft")
@@ -53,6 +55,25 @@ def saved(name: str, options: dict[str, Any], folder: Path) -> tuple[GPT, Tensor
     adapted.save_pretrained(folder / "adapter")
     with torch.no_grad():
         return load(folder / "model").model, adapted(IDS).logits
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "phi3", "neox", "gpt2"])
+def test_peft_reads_an_adapter_that_was_trained_here(name: str, tmp_path: Path) -> None:
+    theirs = case(name).eval()
+    theirs.save_pretrained(tmp_path / "model")
+    model = attach(load(tmp_path / "model").model, rank=3, alpha=5, generator=torch.Generator().manual_seed(2))
+    for module in model.modules():
+        if isinstance(module, AdaptedLinear):
+            torch.nn.init.normal_(module.lora_up, std=0.3)
+    with torch.no_grad():
+        expected = model.eval()(IDS)
+    save_adapter(tmp_path / "adapter", model, detach(model, "mine"), str(tmp_path / "model"))
+    with torch.no_grad():
+        found = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")(IDS).logits
+        assert (model(IDS) - expected).abs().max() > 0.1, "without it, the model says something else"
+        again = merge(model, load_adapter(tmp_path / "adapter", model))(IDS)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,6 +36,7 @@ gradient is wanted. Gives their weighted sum in float32, and its gradient (N, V)
 
 # Logits held at once: 16 MB in float32 stay near the caches of a CPU, a GPU needs more to be busy.
 CHUNK_LOGITS = {"cpu": 2**22, "other": 2**27}
+_MOSTLY = 0.9  # of the positions are trained: taking them out would save less than it costs
 _GPU_BYTES_PER_LOGIT = 160  # of its memory: logits and their gradient in bf16 take a fortieth, 2 GB of 80
 
 COMPILED: ContextVar[bool] = ContextVar("whether the arithmetic of a chunk is compiled where it can be", default=False)
@@ -46,7 +47,13 @@ class ChunkedLoss(ABC):
 
     `on` is all that one of your own has to say: what each position costs. Objects are also a `Loss`: called with all
     logits, they give the mean over trained tokens.
+
+    Attributes:
+        position_by_position: Whether a position costs what its own logits and target say, whatever stands around it:
+            then those that are not trained need no logits.
     """
+
+    position_by_position = False
 
     @abstractmethod
     def on(self, batch: Batch) -> Each:
@@ -70,6 +77,8 @@ class ChunkedLoss(ABC):
 
     def sum(self, hidden: Tensor, head: Tensor, batch: Batch, softcap: float = 0.0) -> Tensor:
         """Weighted sum over a batch, from hidden states and the head's matrix; see `sum_in_chunks`."""
+        if self.position_by_position and not COMPILED.get():  # the compiler wants shapes that stay
+            hidden, batch = _trained(hidden, batch)
         return sum_in_chunks(hidden, head, self.chunk_function(batch), softcap)
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -77,6 +86,16 @@ class ChunkedLoss(ABC):
         each = self.on(Batch(targets, targets, weights))
         nats = each(wide(logits.flatten(0, 1)), slice(None))  # (B * T,)
         return (nats * weights.flatten()).sum() / weights.sum()
+
+
+def _trained(hidden: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+    """The positions that are trained, as one row, where many are not: prompts and padding cost most of the logits."""
+    counts = batch.weights.flatten() != 0
+    places = counts.nonzero().squeeze(-1)
+    if len(places) > _MOSTLY * counts.numel():
+        return hidden, batch
+    targets = batch.targets.flatten()[places][None]
+    return hidden.flatten(0, -2)[places][None], Batch(targets, targets, batch.weights.flatten()[places][None])
 
 
 def sum_in_chunks(hidden: Tensor, head: Tensor, chunk: ChunkFunction, softcap: float = 0.0) -> Tensor:
@@ -127,11 +146,12 @@ def check_range(name: str, value: object, low: float, high: float = math.inf) ->
 class _InChunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, chunk: ChunkFunction, softcap: float) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
+        by_hidden, by_head = ctx.needs_input_grad[:2]
+        wanted = by_hidden or by_head
         ctx.head_dtype, head = head.dtype, head.to(hidden.dtype)
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        grad_hidden = torch.empty_like(hidden) if wanted else None  # (B * T, C)
-        grad_head = torch.zeros_like(head, dtype=exact) if wanted else None  # (V, C)
+        grad_hidden = torch.empty_like(hidden) if by_hidden else None  # (B * T, C)
+        grad_head = torch.zeros_like(head, dtype=exact) if by_head else None  # (V, C); None: the head is frozen
         total = torch.zeros((), device=hidden.device, dtype=exact)
         rows = chunk_rows(hidden.device, head.shape[0])
         for start in range(0, hidden.shape[0], rows):
@@ -145,19 +165,22 @@ class _InChunks(torch.autograd.Function):
                 logits.mul_(softcap)
             value, grad = chunk(logits, part, wanted)
             total += value
-            if grad is None or grad_hidden is None or grad_head is None:
+            if grad is None:
                 continue
             grad = (grad if slope is None else grad.mul_(slope)).to(x.dtype)
-            torch.mm(grad, head, out=grad_hidden[part])
-            if x.dtype == exact:
+            if grad_hidden is not None:
+                torch.mm(grad, head, out=grad_hidden[part])
+            if grad_head is not None and x.dtype == exact:
                 grad_head.addmm_(grad.T, x)
-            else:
+            elif grad_head is not None:
                 grad_head += grad.T @ x
-        ctx.save_for_backward(*(g for g in (grad_hidden, grad_head) if g is not None))
+        ctx.save_for_backward(grad_hidden, grad_head)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         scale = grads[0]
-        return grad_hidden * scale.to(grad_hidden.dtype), (grad_head * scale).to(ctx.head_dtype), None, None
+        by_hidden = None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype)
+        by_head = None if grad_head is None else (grad_head * scale).to(ctx.head_dtype)
+        return by_hidden, by_head, None, None

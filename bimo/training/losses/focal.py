@@ -21,6 +21,8 @@ class Focal(ChunkedLoss):
 
     gamma: float = 2.0
 
+    position_by_position = True
+
     def __post_init__(self) -> None:
         check_range("gamma", self.gamma, 0)
 

@@ -46,6 +46,8 @@ class CrossEntropy(ChunkedLoss):
     epsilon: float = 0.0
     coefficient: float = 0.0
 
+    position_by_position = True
+
     def __post_init__(self) -> None:
         check_range("epsilon", self.epsilon, 0, 1)
         check_range("coefficient", self.coefficient, 0)
