@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import jsonargparse
 from docstring_parser import parse_from_object
@@ -37,6 +37,9 @@ def add_settings(parser: jsonargparse.ArgumentParser, settings: type[Settings], 
             add_settings(parser, hint, f"{prefix}{field.name}.")
             continue
         value = field.default if field.default_factory is MISSING else field.default_factory()
+        inner = get_args(hint)[0] if get_origin(hint) is list else None
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            hint = list[dict]  # checked, key by key, when the settings are made
         group.add_argument(f"--{prefix}{field.name}", type=hint, default=value, help=texts[field.name])
 
 

@@ -15,12 +15,14 @@ from bimo.core.settings import Settings
 from bimo.core.spec import ModelSpec, RopeScaling
 
 __all__ = [
+    "AdaptSettings",
     "CheckSettings",
     "DataSettings",
     "ModelSpec",
     "ParallelSettings",
     "RopeScaling",
     "RunSettings",
+    "TaskData",
     "TokenizerSettings",
     "TrainingSettings",
 ]
@@ -238,6 +240,68 @@ class ParallelSettings(Settings):
 
 
 @dataclass(frozen=True)
+class TaskData(Settings):
+    """A task with its data: one entry of a recipe's `tasks`."""
+
+    task: str = ""
+    """completion, translation, summarization, dialogue, classification, or a task that you registered; with parameters
+    for example translation(source='en', target='de', both=True)."""
+    train: list[str] = field(default_factory=list)
+    """Files, folders or globs of .jsonl .csv .parquet (each also .gz) with its records."""
+    valid: list[str] = field(default_factory=list)
+    """Records to measure on. Empty: a twentieth of the training records is held out."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """Your names of the fields by the task's, for example {source: english, target: german}."""
+    weight: float = 1.0
+    """How often its batches come, beside those of other tasks."""
+
+    def problems(self) -> list[str]:
+        found = [_part_problem("task", self.task) if self.task else "task is missing"]
+        found += ["train names no file"] if not self.train else []
+        return [*filter(None, found), *(["weight must be positive"] if self.weight <= 0 else [])]
+
+
+@dataclass(frozen=True)
+class AdaptSettings(Settings):
+    """From which model a run begins, and what of it is trained."""
+
+    base: str = ""
+    """A run, a Hugging Face folder or hub name, or a .gguf file to begin with. Empty: a new model."""
+    method: Literal["full", "lora"] = "full"
+    """full: all weights. lora: two small matrices beside each linear layer; the base stays as it is."""
+    rank: int = 8
+    """Of lora: how many numbers an addition goes through; more can learn more."""
+    alpha: float = 0.0
+    """Of lora: divided by the rank it multiplies the addition. 0: twice the rank."""
+    dropout: float = 0.0
+    """Of lora: share of the addition's input that is dropped in training."""
+    targets: list[str] = field(default_factory=list)
+    """Of lora: which linear layers, such as [q_proj, v_proj]. Empty: all of the blocks."""
+    epochs: float = 0.0
+    """Passes over the records of the tasks. 0: training.steps updates."""
+    context_length: int = 0
+    """Tokens of a row at most. 0: the model's own."""
+    on_bad_row: Literal["skip", "stop"] = "skip"
+    """What to do with a record that cannot be used: report and skip it, or stop."""
+    on_long_row: Literal["cut", "skip", "stop"] = "cut"
+    """What to do with a record that is longer than the context. cut: the text that is read loses its end (never the
+    answer), a conversation becomes several; each is told."""
+    general_text: list[str] = field(default_factory=list)
+    """Text of another kind, to say how much of it the model has forgotten."""
+    scored_answers: int = 64
+    """Held-out records of each task that the model answers before and after, for its score. 0: none."""
+
+    def problems(self) -> list[str]:
+        found = _positive(self, "rank")
+        found += _share(self, "dropout")
+        whole = ("alpha", "epochs", "context_length", "scored_answers")
+        found += [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
+        if self.method == "lora" and not self.base:
+            found.append("method is lora, and there is no base to add to")
+        return found
+
+
+@dataclass(frozen=True)
 class RunSettings(Settings):
     """A whole run: text in, a folder under `runs` out. This is what a recipe file holds."""
 
@@ -253,6 +317,10 @@ class RunSettings(Settings):
     """How the tokenizer is made."""
     model: ModelSpec = field(default_factory=ModelSpec)
     """The shape of the GPT."""
+    tasks: list[TaskData] = field(default_factory=list)
+    """What it shall be able to do, each with its records. Empty: it learns to go on with plain text."""
+    adapt: AdaptSettings = field(default_factory=AdaptSettings)
+    """From which model the run begins, and what of it is trained."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
     """How it is trained."""
     parallel: ParallelSettings = field(default_factory=ParallelSettings)

@@ -48,6 +48,9 @@ class Settings:
             nested = isinstance(hint, type) and issubclass(hint, Settings) and isinstance(value, dict)
             if get_origin(hint) is tuple and isinstance(value, list):  # YAML and JSON have lists only
                 value = tuple(value)
+            item = _settings_in_list(hint)
+            if item is not None and isinstance(value, list):
+                value = [_nested(f"{key}[{n}]", item, v) if isinstance(v, dict) else v for n, v in enumerate(value)]
             arguments[key] = _nested(key, hint, value) if nested else value
         return cls(**arguments)
 
@@ -56,6 +59,12 @@ class Settings:
         import yaml  # here: most uses of settings need no YAML
 
         path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _settings_in_list(hint: Any) -> type[Settings] | None:
+    """What a list of settings holds; None for everything else."""
+    item = get_args(hint)[0] if get_origin(hint) is list else None
+    return item if isinstance(item, type) and issubclass(item, Settings) else None
 
 
 def _nested(key: str, settings: type[Settings], values: dict[str, Any]) -> Settings:
@@ -95,6 +104,9 @@ def _fits(value: object, hint: Any) -> bool:
     if origin in (list, tuple):
         item = get_args(hint)[0]
         return isinstance(value, origin) and all(_fits(v, item) for v in value)
+    if origin is dict:
+        key, item = get_args(hint)
+        return isinstance(value, dict) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value  # NaN is no setting
     if hint is int:
