@@ -20,6 +20,8 @@ from bimo.examples.prepared import prepared_rows
 from bimo.interop import export, find_model, format_by_name, open_model
 from bimo.model.gpt import GPT
 from bimo.model.packed import PackedTensor
+from bimo.tasks import Task
+from bimo.tasks.saved import saved_tasks, tasks_file
 from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Trainer
 from bimo.training.ids import Shape, are_ids, id_rows
@@ -44,6 +46,7 @@ class LM:
         model: As given.
         source: As given; None as soon as the model was trained.
         engine_settings: How `generate`, `stream` and `chat` run: backend, threads, cache.
+        tasks: What it was trained for.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer | None, source: Path | None = None) -> None:
@@ -55,6 +58,7 @@ class LM:
         self.model, self.source = model, source
         self._tokenizer = tokenizer
         self.engine_settings = EngineSettings()
+        self.tasks: list[Task] = []
         self._made: tuple[Any, Engine] | None = None
 
     @property
@@ -203,7 +207,7 @@ class LM:
 
     def save(self, folder: str | Path) -> Path:
         """Write the model's folder: weights, configuration, tokenizer; it opens in transformers as it lies."""
-        return export(self.model, self._tokenizer, Path(folder), "hf")
+        return export(self.model, self._tokenizer, Path(folder), "hf", beside=tasks_file(self.tasks))
 
     def export(self, output: str | Path, format: str = "", *, dtype: str = "float32") -> Path:
         """Write the model for other tools.
@@ -218,7 +222,9 @@ class LM:
             UserError: The format cannot hold this model; it says why.
         """
         output = Path(output)
-        return export(self.model, self._tokenizer, output, format or format_by_name(output), dtype, source=self.source)
+        format = format or format_by_name(output)
+        beside = tasks_file(self.tasks)
+        return export(self.model, self._tokenizer, output, format, dtype, source=self.source, beside=beside)
 
 
 def load(name: str | Path) -> LM:
@@ -233,7 +239,9 @@ def load(name: str | Path) -> LM:
         raise UserError(f"a path must be text, is {type(name).__name__}", mend="For example bimo.load('runs/demo').")
     path = find_model(name)
     model, tokenizer = open_model(path)
-    return LM(model, tokenizer, source=path.absolute())
+    lm = LM(model, tokenizer, source=path.absolute())
+    lm.tasks = saved_tasks(path) if path.is_dir() else []
+    return lm
 
 
 def new(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int = 0) -> LM:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,9 +105,13 @@ def _train(
     settings = replace(settings, model=lm.model.spec)
     if team.first:
         settings.save(run.settings)
-    trainer = _trainer(settings, lm, prepared, run, console, loss, callbacks)
+
+    def evaluate(_model: nn.Module) -> dict[str, float]:
+        return _figures(lm, prepared, settings.training.evaluate_rows)
+
+    trainer = run_trainer(settings, lm, run, console, loss=loss, callbacks=callbacks, evaluate=evaluate)
     if again:
-        _resume(trainer, run, console)
+        resume_newest(trainer, run, console)
     rows = [PackedRows(shards, settings.model.context_length) for shards in prepared.train]
     training, share = settings.training, {"rank": team.data_rank, "world_size": team.data_size}
     weights = settings.data.weights or None
@@ -168,14 +172,15 @@ def free_name(folder: str, name: str) -> str:
     return name if name not in taken else next(n for i in range(2, 10**6) if (n := f"{name}-{i}") not in taken)
 
 
-def _trainer(
+def run_trainer(
     settings: RunSettings,
     lm: LM,
-    prepared: Prepared,
     run: RunDirectory,
     console: Console,
+    *,
     loss: Loss,
     callbacks: Sequence[Callback],
+    evaluate: Callable[[nn.Module], dict[str, float]],
 ) -> Trainer:
     """The trainer of a run with its view, logs and checkpoints."""
     training = settings.training
@@ -183,9 +188,6 @@ def _trainer(
     precision = machine.choose_precision(device.value, training.precision)
     team = launch.current()
     machine.set_threads(training.threads or max(1, machine.usable_cores() // team.local_size))
-
-    def evaluate(_model: nn.Module) -> dict[str, float]:
-        return _figures(lm, prepared, training.evaluate_rows)
 
     def sample(_model: nn.Module) -> str:
         prompt, text = training.sample_prompt, ""
@@ -246,7 +248,8 @@ def _figures(lm: LM, prepared: Prepared, rows: int | None) -> dict[str, float]:
     return figures
 
 
-def _resume(trainer: Trainer, run: RunDirectory, console: Console) -> None:
+def resume_newest(trainer: Trainer, run: RunDirectory, console: Console) -> None:
+    """Let a trainer go on from the newest checkpoint of its run that is whole."""
     team = trainer.team
     checkpoint, skipped = team.by_first(run.latest_checkpoint)
     for sentence in skipped if team.first else ():
@@ -266,6 +269,19 @@ def _finish(
 ) -> None:
     """Write the result, the lineage and the last lines of the logs."""
     lm.save(run.model)
+    write_lineage(run, lm, trainer, settings, {source.name: source.fingerprint for source in text.sources})
+    state = trainer.state
+    if trainer.stop_requested:
+        run.log_event("stopped", step=state.step, why=trainer.stop_requested)
+    if figures:
+        append_jsonl(run.metrics, {"step": state.step, "tokens": state.tokens, "final": True, **figures})
+        run.log_event("finished", step=state.step, **figures)
+
+
+def write_lineage(
+    run: RunDirectory, lm: LM, trainer: Trainer, settings: RunSettings, data: Mapping[str, object]
+) -> None:
+    """What the result was made of: versions, settings, tokenizer, data, and the weights themselves."""
     lineage = {
         "bimo": bimo.__version__,
         "torch": torch.__version__,
@@ -273,13 +289,7 @@ def _finish(
         "step": trainer.state.step,
         "settings": hashlib.sha256(json.dumps(settings.to_dict(), sort_keys=True).encode()).hexdigest(),
         "tokenizer": lm.tokenizer.fingerprint,
-        "data": {source.name: source.fingerprint for source in text.sources},
+        "data": data,
         "model": sha256(run.model / "model.safetensors"),
     }
     write_text(run.manifest, json.dumps(lineage, indent=1))
-    state = trainer.state
-    if trainer.stop_requested:
-        run.log_event("stopped", step=state.step, why=trainer.stop_requested)
-    if figures:
-        append_jsonl(run.metrics, {"step": state.step, "tokens": state.tokens, "final": True, **figures})
-        run.log_event("finished", step=state.step, **figures)

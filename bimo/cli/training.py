@@ -60,6 +60,8 @@ def train(arguments: list[str]) -> int:
 
     run = RunDirectory(Path(settings.folder) / settings.name)
     console = make_console()
+    if settings.tasks:
+        return _train_on_tasks(settings, options)
     if options.budget:
         if resume:
             raise UserError("a run that goes on keeps its steps", where="--budget", mend="Leave --budget out.")
@@ -80,6 +82,26 @@ def train(arguments: list[str]) -> int:
         return INTERRUPTED
     print(f"done: {outcome.figures['bits_per_byte']:.4f} bits per byte on held-out text. The model is in {run.model}")
     print(f"Try: bimo generate {run.path} 'Once upon a time'")
+    return 0
+
+
+def _train_on_tasks(settings: RunSettings, options: Any) -> int:
+    """Records in the place of text."""
+    from bimo.finetuning import finetune
+
+    if options.budget:
+        mend = "Give it as a callback: --training.callbacks '[time_budget(seconds=1200)]'."
+        raise UserError("a budget is for plain text", where="--budget", mend=mend)
+    outcome = finetune(settings, make_console(), resume=bool(options.resume))
+    run, trainer = outcome.run, outcome.trainer
+    if not trainer.team.first:
+        return INTERRUPTED if trainer.interrupted else 0
+    if trainer.stop_requested:
+        print(f"\nstopped ({trainer.stop_requested}) and saved at step {trainer.state.step}.")
+    if trainer.interrupted:
+        print(f"Go on with: bimo train --resume {run.path}")
+        return INTERRUPTED
+    print(f"done: the model is in {run.model}")
     return 0
 
 

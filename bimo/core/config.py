@@ -283,9 +283,9 @@ class AdaptSettings(Settings):
     """Tokens of a row at most. 0: the model's own."""
     on_bad_row: Literal["skip", "stop"] = "skip"
     """What to do with a record that cannot be used: report and skip it, or stop."""
-    on_long_row: Literal["cut", "skip", "stop"] = "cut"
-    """What to do with a record that is longer than the context. cut: the text that is read loses its end (never the
-    answer), a conversation becomes several; each is told."""
+    on_long_row: Literal["cut", "skip", "stop"] = "skip"
+    """What to do with a record that is longer than the context: report and skip it, cut the end of the text that is
+    read (never the answer), or stop. But for stop, a long conversation becomes several."""
     general_text: list[str] = field(default_factory=list)
     """Text of another kind, to say how much of it the model has forgotten."""
     scored_answers: int = 64

@@ -59,3 +59,30 @@ def nll(model: GPT, hidden: Tensor, targets: Tensor, weights: Tensor) -> float:
         losses = F.cross_entropy(model.logits(hidden[part]).float(), targets[part], reduction="none")
         total += float(losses[counted[part]].sum())
     return total
+
+
+@torch.no_grad()
+def end_probability(model: GPT, batches: Iterable[Batch], end_ids: Iterable[int]) -> float:
+    """Mean probability of the right token where an answer ends: a model that has not learned to end never stops.
+
+    Args:
+        model: In evaluation mode.
+        batches: Held-out answers.
+        end_ids: Ids that end one.
+
+    Returns:
+        NaN where no answer ends.
+    """
+    device = model.lm_head.weight.device
+    ends = torch.tensor(sorted(end_ids), dtype=torch.int64, device=device)
+    total, count = 0.0, 0
+    for batch in batches:
+        batch = batch.to(device)
+        hidden = model.hidden(batch.ids, positions=batch.positions, documents=batch.documents)  # (B, T, C)
+        here = torch.isin(batch.targets, ends) & (batch.weights > 0)
+        rows = max(1, _CHUNK_LOGITS // model.spec.vocab_size)
+        for states, targets in zip(hidden[here].split(rows), batch.targets[here].split(rows), strict=True):
+            probabilities = model.logits(states).float().softmax(dim=-1)  # (rows, V)
+            total += float(probabilities.gather(-1, targets[:, None]).sum())
+            count += len(targets)
+    return total / count if count else math.nan

@@ -1,7 +1,7 @@
 """Examples of a task as rows of ids, of which only what the model must say is trained.
 
-A row that is longer than the context is never cut in its answer: the text that is read loses its end, a conversation
-becomes several, or the row is left out; each is told with its place.
+A row that is longer than the context is never cut in its answer: it is left out, or the text that is read loses its end;
+a conversation becomes several. Each is told with its place.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class TaskRows:
 
     def marked(self, example: TaskExample) -> Iterator[Marked]:
         """The rows of one example; none when it is left out."""
-        if len(example.messages) > 2 and self.on_long == "cut":  # long ones would be written turn by turn for nothing
+        if len(example.messages) > 2 and self.on_long != "stop":  # long ones would be written turn by turn for nothing
             least = sum(self._sizes([*example.messages, {"content": example.target}]))
             if least > self.context_length + 1:
                 what = f"the texts alone have {least} tokens, the model sees {self.context_length}"
@@ -102,21 +102,21 @@ class TaskRows:
         what = f"prompt and answer have {length} tokens, the model sees {self.context_length}"
         if self.on_long == "stop":
             raise UserError(what, where=example.where, mend=_SHORTER)
-        if self.on_long == "skip":
-            self._left_out(example, what)
-        elif len(example.messages) > 1:
+        if len(example.messages) > 2:
             yield from self._windows(example, what)
+        elif self.on_long == "skip":
+            self._left_out(example, what)
         else:
             yield from self._with_less_to_read(example, what)
 
     def _with_less_to_read(self, example: TaskExample, what: str) -> Iterator[Marked]:
         """The example with as much of its text as fits; the answer stays whole."""
-        message = example.messages[0]
+        *before, message = example.messages
         text = message["content"]
         least, most, best = 0, len(text), list[Marked]()
         while least < most:  # the longest beginning that fits
             middle = (least + most + 1) // 2
-            rows = self._written([{**message, "content": text[:middle]}], example) or []
+            rows = self._written([*before, {**message, "content": text[:middle]}], example) or []
             if rows and len(rows[0][0]) <= self.context_length + 1:
                 least, best = middle, rows
             else:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bimo.core.artifacts import write_text
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
 from bimo.tasks.naming import make_task, task_of
@@ -16,9 +15,10 @@ FILE = "tasks.json"
 _MOST_TASKS = 100
 
 
-def save_tasks(folder: Path, tasks: Sequence[Task]) -> None:
-    """Write the tasks of a model into its folder."""
-    write_text(folder / FILE, json.dumps({"tasks": [task_of(task) for task in tasks]}, ensure_ascii=False, indent=1))
+def tasks_file(tasks: Sequence[Task]) -> dict[str, str]:
+    """The file's name and its text, to be written with a model; nothing for a model without tasks."""
+    named = {"tasks": [task_of(task) for task in tasks]}
+    return {FILE: json.dumps(named, ensure_ascii=False, indent=1)} if tasks else {}
 
 
 def saved_tasks(folder: Path) -> list[Task]:
