@@ -45,9 +45,10 @@ MAY_IMPORT = {
         "preparing",
         "",
     },
+    "materials": {"core", "tokenizer", "data", "training", "examples", "live", "preparing", "tasks"},
     "finetuning": {
         *("core", "tokenizer", "data", "model", "training", "interop", "evaluation", "examples", "live", "lm"),
-        *("recipes", "tasks"),
+        *("materials", "recipes", "tasks"),
     },
     "demo": {"core", "tokenizer", "data", "model", "training", "evaluation", "live", "lm", "recipes"},
     "planning": {"core", "tokenizer", "data", "training", "preparing", "recipes"},

@@ -140,8 +140,8 @@ class TrainingSettings(Settings):
     micro_batch_size: int = 0
     """Rows per forward pass; the gradients of one update are accumulated exactly. 0: chosen for the device."""
     loss: str = "cross_entropy"
-    """What is minimised: cross_entropy, label_smoothing, z_loss, focal, unlikelihood, distillation, or a loss that you
-    registered; with parameters for example label_smoothing(epsilon=0.2)."""
+    """What is minimised: cross_entropy, label_smoothing, z_loss, focal, unlikelihood, distillation, dpo and simpo (of
+    pairs of answers), or a loss that you registered; with parameters for example label_smoothing(epsilon=0.2)."""
     optimizer: str = "muon"
     """What changes the weights: muon (matrices by their orthogonalised momentum, the rest by AdamW), adamw, or an
     optimizer that you registered."""
@@ -244,8 +244,8 @@ class TaskData(Settings):
     """A task with its data: one entry of a recipe's `tasks`."""
 
     task: str = ""
-    """completion, translation, summarization, dialogue, classification, or a task that you registered; with parameters
-    for example translation(source='en', target='de', both=True)."""
+    """completion, translation, summarization, dialogue, classification, preference, or a task that you registered; with
+    parameters for example translation(source='en', target='de', both=True)."""
     train: list[str] = field(default_factory=list)
     """Files, folders or globs of .jsonl .csv .parquet (each also .gz) with its records."""
     valid: list[str] = field(default_factory=list)

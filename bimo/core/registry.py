@@ -137,6 +137,8 @@ REGISTRIES = {
                 "focal": "bimo.training.losses:Focal",
                 "unlikelihood": "bimo.training.losses:Unlikelihood",
                 "distillation": "bimo.training.losses:Distillation",
+                "dpo": "bimo.training.losses:DirectPreference",
+                "simpo": "bimo.training.losses:SimplePreference",
             },
         ),
         Registry(
@@ -164,6 +166,7 @@ REGISTRIES = {
                 "summarization": "bimo.tasks.summarization:Summarization",
                 "dialogue": "bimo.tasks.dialogue:Dialogue",
                 "classification": "bimo.tasks.classification:Classification",
+                "preference": "bimo.tasks.preference:PreferredAnswer",
             },
         ),
     )

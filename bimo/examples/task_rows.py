@@ -1,14 +1,14 @@
 """Examples of a task as rows of ids, of which only what the model must say is trained.
 
-A row that is longer than the context is never cut in its answer: it is left out, or the text that is read loses its end;
-a conversation becomes several. Each is told with its place.
+A row that is longer than the context is never cut in its answer: it is left out, or the text that is read loses its
+end; a conversation becomes several. Each is told with its place.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -20,6 +20,7 @@ from bimo.tasks.prompts import prompt_ids
 from bimo.tasks.task import Message, TaskExample
 from bimo.tokenizer import Tokenizer
 from bimo.training.inputs import Tell
+from bimo.training.pairs import PairRows
 from bimo.training.rows import RowWriter, TokenRows
 
 OnLong = Literal["cut", "skip", "stop"]
@@ -66,6 +67,33 @@ class TaskRows:
             what = f"{writer.n_untrained} rows have no token to train on, such as {shown}"
             self.tell("without a trained token", what=what, count=writer.n_untrained)
         return writer.rows()
+
+    def pairs(self, examples: Sequence[TaskExample]) -> PairRows:
+        """Pairs of the better and the worse answer; an example without a worse one, or of which one does not fit, is
+        left out.
+
+        Raises:
+            UserError: None can be used.
+        """
+        writer = RowWriter(self.tokenizer.pad_id, self.context_length)
+        for example in examples:
+            if not example.rejected or not example.messages:
+                self._left_out(example, "there is no rejected answer" if example.messages else "there is no prompt")
+                continue
+            answers = (example, replace(example, target=example.rejected))
+            both = [self._written(example.messages, answer) or [] for answer in answers]
+            if any(len(rows) != 1 for rows in both):
+                continue
+            longest = max(len(rows[0][0]) for rows in both)
+            if longest > self.context_length + 1:
+                what = f"prompt and answer have {longest} tokens, the model sees {self.context_length}"
+                if self.on_long == "stop":
+                    raise UserError(what, where=example.where, mend=_SHORTER)
+                self._left_out(example, what)
+                continue
+            for [(ids, trained)] in both:
+                writer.add(np.array(ids, np.int32), trained, example.where, whole=True)
+        return PairRows(writer.rows())
 
     def marked(self, example: TaskExample) -> Iterator[Marked]:
         """The rows of one example; none when it is left out."""

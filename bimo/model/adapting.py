@@ -7,7 +7,8 @@ takes the small matrices out again as an `Adapter`, and the model is what it was
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,20 @@ def attach(
         linear.lora_up = nn.Parameter(torch.zeros(linear.out_features, rank, device=like.device, dtype=like.dtype))
         linear.scale, linear.dropout = (alpha or 2.0 * rank) / rank, dropout
     return model
+
+
+@contextmanager
+def unadapted(model: nn.Module) -> Iterator[None]:
+    """While it lasts, the model computes what it does without its additions."""
+    layers = [module for module in model.modules() if isinstance(module, AdaptedLinear)]
+    scales = [layer.scale for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale = 0.0
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale
 
 
 def adapter_in(model: nn.Module, name: str) -> Adapter:

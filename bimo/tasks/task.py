@@ -23,6 +23,7 @@ class TaskExample:
         source: The text that the answer is made of, as floors and pages show it.
         where: File and row, or place in a list, for errors and pages.
         group: Figures are also given for each value, as {"origin": "manual", "language": "en → de"}.
+        rejected: What it shall rather not say, where preferences are learned.
     """
 
     messages: tuple[Message, ...]
@@ -30,6 +31,7 @@ class TaskExample:
     source: str
     where: str = ""
     group: Mapping[str, str] = field(default_factory=dict)
+    rejected: str = ""
 
 
 @runtime_checkable

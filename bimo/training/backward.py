@@ -145,7 +145,9 @@ class Passes:
         rows = self.settings.micro_batch_size or batch.n_rows
         if not self.settings.micro_batch_size and self.device == "cpu":
             rows = max(1, _CPU_MICRO_TOKENS // batch.ids.shape[1])
-        return min(rows, self.state.most_rows or rows, max(1, batch.n_rows))
+        together: int = getattr(self.loss, "rows_together", 1)  # pairs must not be parted
+        most = min(rows, self.state.most_rows or rows, max(1, batch.n_rows))
+        return max(together, most - most % together)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Loss of a (micro-)batch, summed over its trained tokens."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bimo.core.batch import Batch
+from bimo.training.pairs import PairRows
 from bimo.training.rows import TokenRows
 from bimo.training.streams import BatchStream
 
@@ -15,7 +16,7 @@ _STEP = 8  # rows are padded to a multiple of it
 _CYCLE = 1000  # batches after which the order of the sources begins anew
 
 
-def grouped(rows: TokenRows, tokens: int, seed: int) -> BatchStream:
+def grouped(rows: TokenRows | PairRows, tokens: int, seed: int) -> BatchStream:
     """Shuffled batches of about `tokens` tokens each, whose rows are of like length.
 
     Which rows of a length are together, and the order of the batches, is another one in every epoch; batch n is a pure
@@ -27,8 +28,8 @@ def grouped(rows: TokenRows, tokens: int, seed: int) -> BatchStream:
         seed: Of the order.
     """
     order = _Grouped(rows, tokens, seed)
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (rows.ids, rows.trained, rows.starts):
+    digest, plain = hashlib.blake2b(digest_size=16), rows.rows if isinstance(rows, PairRows) else rows
+    for part in (plain.ids, plain.trained, plain.starts):
         digest.update(np.ascontiguousarray(part).data)
     identity = {"seed": seed, "tokens_per_batch": tokens, "data": digest.hexdigest()}
     return BatchStream(order.batch, len(order.edges) - 1, identity)
@@ -60,9 +61,9 @@ def mixed(streams: Sequence[BatchStream], weights: Sequence[float], seed: int) -
 class _Grouped:
     """Remembers the order of one epoch."""
 
-    def __init__(self, rows: TokenRows, tokens: int, seed: int) -> None:
+    def __init__(self, rows: TokenRows | PairRows, tokens: int, seed: int) -> None:
         self.rows, self.seed = rows, seed
-        self.lengths = -(-(np.diff(rows.starts) - 1) // _STEP)  # in steps of padding
+        self.lengths = -(-rows.lengths // _STEP)  # in steps of padding
         edges, first = [0], 0
         for place, length in enumerate(np.sort(self.lengths).tolist()):
             if place > first and (place + 1 - first) * length * _STEP > tokens:

@@ -48,6 +48,11 @@ class TokenRows:
         return len(self.examples)
 
     @property
+    def lengths(self) -> np.ndarray:
+        """Tokens that each row reads, int64, (N,)."""
+        return np.diff(self.starts) - 1
+
+    @property
     def is_single(self) -> bool:
         """Whether all rows come from one example."""
         return bool(self.examples[0] == self.examples[-1])

@@ -10,16 +10,20 @@ from bimo.training.losses.distillation import Distillation, divergence
 from bimo.training.losses.focal import Focal
 from bimo.training.losses.likelihood import CrossEntropy, LabelSmoothing, ZLoss, chunked_cross_entropy, cross_entropy
 from bimo.training.losses.naming import check_scalar, chosen_loss, loss_by_name, mean_of
+from bimo.training.losses.preference import DirectPreference, Preference, SimplePreference
 from bimo.training.losses.unlikelihood import Unlikelihood
 
 __all__ = [
     "ChunkedLoss",
     "CrossEntropy",
+    "DirectPreference",
     "Distillation",
     "Each",
     "Focal",
     "LabelSmoothing",
     "Loss",
+    "Preference",
+    "SimplePreference",
     "Unlikelihood",
     "ZLoss",
     "check_scalar",
