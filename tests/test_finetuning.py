@@ -1,0 +1,159 @@
+"""bimo train with tasks: from records to a model that answers, and a run that says what it did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import bimo
+from bimo import LM
+from bimo.cli import main
+from bimo.core.artifacts import read_jsonl
+from bimo.interop import load_adapter
+from bimo.model.lora import merge
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "an", "old", "tree", "by", "water"]
+TRAINING = {"steps": 4, "batch_size": 4, "evaluate_every": 2, "log_every": 1, "precision": "fp32", "device": "cpu"}
+
+
+def pairs(path: Path, count: int = 40, first: int = 0) -> Path:
+    rows = [(" ".join(WORDS[(n + i) % len(WORDS)] for i in range(4)), n) for n in range(first, first + count)]
+    lines = [json.dumps({"source": text, "target": text.upper(), "origin": "test"}) for text, _ in rows]
+    path.write_text("\n".join(dict.fromkeys(lines)), encoding="utf-8")
+    return path
+
+
+def recipe(folder: Path, **parts: object) -> Path:
+    small = {"n_layers": 1, "n_heads": 2, "d_model": 16, "context_length": 64}
+    whole = {"name": "it", "folder": str(folder / "runs"), "tokenizer": {"vocab_size": 300}, "training": TRAINING}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**whole, **({} if "adapt" in parts else {"model": small}), **parts}))
+    return path
+
+
+def entry(path: Path, task: str = "translation", **more: object) -> dict[str, object]:
+    return {"task": task, "train": [str(path)], **more}
+
+
+@pytest.fixture
+def base(lm: LM, tmp_path: Path) -> Path:
+    return lm.save(tmp_path / "base")
+
+
+def test_a_new_model_learns_a_task_and_remembers_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path, tasks=[entry(pairs(tmp_path / "pairs.jsonl"), "translation(target='zh')")])
+    assert main(["train", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "trained" in said
+    assert "<|assistant|>" in said, "one row is shown with its control tokens"
+    lm = bimo.load(tmp_path / "runs" / "it")
+    assert [task.name for task in lm.tasks] == ["translation"]
+    assert lm.tasks[0].target == "zh"  # type: ignore[attr-defined]
+    final = read_jsonl(tmp_path / "runs" / "it" / "metrics.jsonl")[-1]
+    assert final["final"]
+    assert 0 < final["end_probability"] < 1, "whether the end is learned is in the log"
+    again = lm.save(tmp_path / "again")
+    assert [task.name for task in bimo.load(again).tasks] == ["translation"], "and it stays with the model"
+
+
+def test_lora_leaves_the_base_and_gives_an_adapter_and_a_merged_model(tmp_path: Path, base: Path) -> None:
+    adapt = {"base": str(base), "method": "lora", "rank": 2, "general_text": [str(pairs(tmp_path / "general.jsonl"))]}
+    (tmp_path / "general.txt").write_text("the old tree by the water\n" * 20)
+    adapt["general_text"] = [str(tmp_path / "general.txt")]
+    training = {**TRAINING, "optimizer": "adamw", "learning_rate": 0.01}
+    path = recipe(tmp_path, tasks=[entry(pairs(tmp_path / "pairs.jsonl"))], adapt=adapt, training=training)
+    assert main(["train", str(path)]) == 0
+    run = tmp_path / "runs" / "it"
+    merged, plain = bimo.load(run).model, bimo.load(base).model
+    ids = torch.arange(20)[None]
+    assert not torch.allclose(merged(ids), plain(ids)), "something was learned"
+    torch.testing.assert_close(
+        merge(plain, load_adapter(run / "adapter", plain))(ids), merged(ids), rtol=1e-5, atol=1e-5
+    )
+    events = {event["event"]: event for event in read_jsonl(run / "events.jsonl")}
+    assert events["merged"]["largest_difference"] < 1e-4
+    for when in ("before", "after"):
+        assert "general_bits_per_byte" in events["finished"][when], "how much was forgotten"
+
+
+def test_several_tasks_are_mixed_and_measured_each(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    rows = [f"{WORDS[n % 12]} {WORDS[n % 7]} {n},{'even' if n % 2 == 0 else 'odd'}" for n in range(40)]
+    labels.write_text("\n".join(["words,class", *rows]), encoding="utf-8")
+    tasks = [
+        entry(pairs(tmp_path / "pairs.jsonl"), "translation(both=True)", weight=2.0),
+        entry(labels, "classification", fields={"text": "words", "label": "class"}),
+    ]
+    assert main(["train", str(recipe(tmp_path, tasks=tasks))]) == 0
+    final = read_jsonl(tmp_path / "runs" / "it" / "metrics.jsonl")[-1]
+    assert {"loss", "loss 1 translation", "loss 2 classification"} <= final.keys()
+    assert bimo.load(tmp_path / "runs" / "it").tasks[1].labels == ("even", "odd")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("on_bad_row", "code"), [("skip", 0), ("stop", 2)])
+def test_bad_rows_are_named_and_the_run_goes_on_or_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], on_bad_row: str, code: int
+) -> None:
+    data = pairs(tmp_path / "pairs.jsonl")
+    data.write_text(data.read_text() + '\n{"source": "only"}\n')
+    path = recipe(tmp_path, tasks=[entry(data)])
+    bad = len(data.read_text().splitlines())
+    assert main(["train", str(path), "--adapt.on_bad_row", on_bad_row]) == code
+    said = capsys.readouterr()
+    assert f"line {bad}: there is no field 'target'" in (said.out if code == 0 else said.err)
+    events = read_jsonl(tmp_path / "runs" / "it" / "events.jsonl") if code == 0 else []
+    assert code or any(event.get("row") == bad for event in events), "and it is in the log"
+
+
+def test_records_that_are_measured_on_are_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    valid = pairs(tmp_path / "valid.jsonl", count=3)
+    path = recipe(tmp_path, tasks=[entry(pairs(tmp_path / "pairs.jsonl"), valid=[str(valid)])])
+    assert main(["train", str(path)]) == 0
+    assert "3 records of translation stand among those to measure on" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    path = recipe(tmp_path, tasks=[entry(pairs(tmp_path / "pairs.jsonl"))])
+    often = ["--training.checkpoint_every", "2"]
+    assert main(["train", str(path), *often]) == 0
+    assert main(["train", str(path), *often, "--name", "half", "--training.steps", "2"]) == 0
+    assert main(["train", "--resume", str(tmp_path / "runs" / "half"), "--training.steps", "4"]) == 0
+    whole, halves = (bimo.load(tmp_path / "runs" / name).model.state_dict() for name in ("it", "half"))
+    schedule_differs = [name for name in whole if not torch.allclose(whole[name], halves[name], atol=0.1)]
+    assert not schedule_differs, "near, because the schedule of the first half was that of a shorter run"
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"tasks": [{"task": "translation"}]}, "train names no file"),
+        ({"tasks": [{"task": "translatoin", "train": ["x"]}]}, "translation"),
+        ({"tasks": [{"task": "translation", "train": ["nowhere.jsonl"]}]}, "nowhere.jsonl"),
+        ({"tasks": [{"task": "translation", "trian": ["x"]}]}, "train"),
+        ({"tasks": [{"task": "translation", "train": ["x"], "weight": 0}]}, "weight must be positive"),
+        ({"adapt": {"method": "lora"}, "tasks": [{"task": "translation", "train": ["x"]}]}, "no base"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: dict[str, object], said: str
+) -> None:
+    assert main(["train", str(recipe(tmp_path, **parts))]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loss", ["dpo(beta=0.2)", "simpo"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_preferences_are_learned_by_their_losses(tmp_path: Path, base: Path, loss: str, method: str) -> None:
+    data = tmp_path / "preferences.jsonl"
+    rows = [{"prompt": f"{WORDS[n % 12]} {n}", "chosen": "the cat sat", "rejected": "an old tree"} for n in range(40)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    training = {**TRAINING, "loss": loss, "optimizer": "adamw", "learning_rate": 0.01, "steps": 8}
+    adapt = {"base": str(base), "method": method, "rank": 2}
+    path = recipe(tmp_path, tasks=[entry(data, "preference")], adapt=adapt, training=training)
+    assert main(["train", str(path)]) == 0
+    final = read_jsonl(tmp_path / "runs" / "it" / "metrics.jsonl")[-1]
+    assert final["preferred"] == 1.0
