@@ -30,12 +30,14 @@ from bimo.live import Waiting
 from bimo.lm import LM, load, new
 from bimo.materials import Material, Rows, Telling, read_material, row_length, rows_of, tokenizer_of
 from bimo.model.adapting import adapter_in, attach, detach, unadapted
+from bimo.model.heads import attach_head, detach_head
 from bimo.model.lora import merge
 from bimo.model.packed import unpack
 from bimo.recipes import Outcome, open_run, resume_newest, run_trainer, say, write_lineage
+from bimo.tasks.classification import labels_of
 from bimo.training import Callback, Trainer, launch
 from bimo.training.grouping import grouped, mixed
-from bimo.training.losses import DirectPreference, Loss, Preference, loss_by_name
+from bimo.training.losses import DirectPreference, LabelLoss, Loss, Preference, loss_by_name
 from bimo.training.losses.preference import Reference
 from bimo.training.pairs import PairRows
 from bimo.training.parallel import in_one_piece, reshard
@@ -75,11 +77,11 @@ def _finetune(
         _say_what_is_trained(console, lm, materials, rows)
     if isinstance(loss, DirectPreference):
         loss = replace(loss, reference=_reference(lm.model, settings))
+    generator = torch.Generator().manual_seed(settings.training.seed)
+    if settings.adapt.label_head:
+        loss = LabelLoss(attach_head(lm.model, _n_labels(materials), generator))
     before = {} if resume else _measured(lm, rows, settings, loss)
-    if settings.adapt.method == "lora":
-        generator = torch.Generator().manual_seed(settings.training.seed)
-        adapt = settings.adapt
-        attach(lm.model, adapt.rank, adapt.alpha, adapt.targets, adapt.dropout, generator)
+    _choose_what_is_trained(lm.model, settings, generator)
 
     def evaluate(_model: nn.Module) -> dict[str, float]:
         return _figures(lm, rows.valid, loss, settings.training.evaluate_rows)
@@ -98,6 +100,33 @@ def _finetune(
     with in_one_piece(lm, team):
         team.by_first(lambda: _finish(run, lm, trainer, settings, console, (materials, rows, before, figures)))
     return Outcome(lm, trainer, run, figures)
+
+
+def _n_labels(materials: Sequence[Material]) -> int:
+    """How many labels a head has.
+
+    Raises:
+        UserError: There is no task of labels, or there is another one.
+    """
+    if len(materials) == 1 and labels_of([materials[0].task]):
+        return len(labels_of([materials[0].task]))
+    names = ", ".join(material.task.name for material in materials)
+    raise UserError(
+        f"a head of labels is for the task classification alone, the tasks are {names}",
+        where="adapt.label_head",
+        mend="Leave it out: then labels are said as words.",
+    )
+
+
+def _choose_what_is_trained(model: Any, settings: RunSettings, generator: torch.Generator) -> None:
+    """Freeze what stays, and add what is trained beside it; a head of labels is always trained."""
+    adapt = settings.adapt
+    if adapt.method == "lora":
+        attach(model, adapt.rank, adapt.alpha, adapt.targets, adapt.dropout, generator)
+    elif adapt.method == "frozen":
+        model.requires_grad_(False)
+    if adapt.label_head:
+        model.label_head.requires_grad_(True)
 
 
 def _check_team(settings: RunSettings, alone: bool) -> None:
@@ -174,6 +203,8 @@ def _figures(lm: LM, parts: Sequence[TokenRows | PairRows], loss: Loss, most: in
         if isinstance(chosen, PairRows):
             assert isinstance(loss, Preference), "pairs are made for such a loss"
             figures.append(_figures_of_pairs(lm, chosen, loss))
+        elif isinstance(loss, LabelLoss):
+            figures.append(_figures_of_labels(lm, chosen, loss))
         else:
             figures.append(_figures_of_answers(lm, chosen))
     reshard(lm.model)
@@ -205,6 +236,18 @@ def _figures_of_pairs(lm: LM, rows: PairRows, loss: Preference) -> dict[str, flo
     return {"loss": total / len(rows), "preferred": right / len(rows)}
 
 
+@torch.no_grad()
+def _figures_of_labels(lm: LM, rows: TokenRows, loss: LabelLoss) -> dict[str, float]:
+    """Loss, and the share of rows that get their label."""
+    total, right = 0.0, 0
+    for batch in rows.in_order(_EVALUATED_ROWS):
+        batch = batch.to(lm.model.lm_head.weight.device)
+        hidden = lm.model.hidden(batch.ids)
+        total += float(loss.sum(hidden, lm.model.lm_head.weight, batch))
+        right += loss.right(hidden, batch)
+    return {"loss": total / len(rows), "accuracy": right / len(rows)}
+
+
 def _measured(lm: LM, rows: Rows, settings: RunSettings, loss: Loss) -> dict[str, float]:
     """All held-out records, and text of another kind."""
     machine.set_threads(settings.training.threads or machine.usable_cores())
@@ -228,8 +271,11 @@ def _finish(
 ) -> None:
     """Write the result, the adapter, the lineage and the last lines of the logs."""
     materials, rows, before, after = found
+    if settings.adapt.label_head:
+        lm.label_head = detach_head(lm.model)
     if settings.adapt.method == "lora":
         _merge(run, lm, settings, rows, console)
+    lm.model.requires_grad_(True)
     lm.save(run.model)
     data = {f"{n + 1} {m.task.name}": f"{len(m.train)} records" for n, m in enumerate(materials)}
     write_lineage(run, lm, trainer, settings, data | {"base": settings.adapt.base})

@@ -17,10 +17,12 @@ from bimo.evaluation.metrics import bits_per_byte
 from bimo.examples.encoding import encode_examples
 from bimo.examples.kinds import examples_of
 from bimo.examples.prepared import prepared_rows
-from bimo.interop import export, find_model, format_by_name, open_model
+from bimo.interop import export, find_model, format_by_name, head_file, load_head, open_model
 from bimo.model.gpt import GPT
+from bimo.model.heads import LabelHead
 from bimo.model.packed import PackedTensor
 from bimo.tasks import Task
+from bimo.tasks.classification import labels_of
 from bimo.tasks.saved import saved_tasks, tasks_file
 from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Trainer
@@ -47,6 +49,7 @@ class LM:
         source: As given; None as soon as the model was trained.
         engine_settings: How `generate`, `stream` and `chat` run: backend, threads, cache.
         tasks: What it was trained for.
+        label_head: Its head of labels, where it was trained with one.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer | None, source: Path | None = None) -> None:
@@ -59,6 +62,7 @@ class LM:
         self._tokenizer = tokenizer
         self.engine_settings = EngineSettings()
         self.tasks: list[Task] = []
+        self.label_head: LabelHead | None = None
         self._made: tuple[Any, Engine] | None = None
 
     @property
@@ -207,7 +211,7 @@ class LM:
 
     def save(self, folder: str | Path) -> Path:
         """Write the model's folder: weights, configuration, tokenizer; it opens in transformers as it lies."""
-        return export(self.model, self._tokenizer, Path(folder), "hf", beside=tasks_file(self.tasks))
+        return export(self.model, self._tokenizer, Path(folder), "hf", beside=self._beside())
 
     def export(self, output: str | Path, format: str = "", *, dtype: str = "float32") -> Path:
         """Write the model for other tools.
@@ -223,8 +227,11 @@ class LM:
         """
         output = Path(output)
         format = format or format_by_name(output)
-        beside = tasks_file(self.tasks)
-        return export(self.model, self._tokenizer, output, format, dtype, source=self.source, beside=beside)
+        return export(self.model, self._tokenizer, output, format, dtype, source=self.source, beside=self._beside())
+
+    def _beside(self) -> dict[str, bytes]:
+        """What stands beside the weights: what the model was trained for."""
+        return tasks_file(self.tasks) | head_file(self.label_head)
 
 
 def load(name: str | Path) -> LM:
@@ -240,7 +247,9 @@ def load(name: str | Path) -> LM:
     path = find_model(name)
     model, tokenizer = open_model(path)
     lm = LM(model, tokenizer, source=path.absolute())
-    lm.tasks = saved_tasks(path) if path.is_dir() else []
+    if path.is_dir():
+        lm.tasks = saved_tasks(path)
+        lm.label_head = load_head(path, model, len(labels_of(lm.tasks)))
     return lm
 
 

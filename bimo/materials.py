@@ -17,6 +17,7 @@ from bimo.examples.task_rows import TaskRows
 from bimo.live import Waiting
 from bimo.preparing import say
 from bimo.tasks import Task, TaskExample, make_task
+from bimo.tasks.classification import labels_of
 from bimo.tasks.records import read_examples
 from bimo.tokenizer import Tokenizer
 from bimo.training.pairs import PairRows
@@ -128,8 +129,9 @@ def rows_of(
     """Rows of ids to train and to measure on; in pairs for a loss that compares two answers."""
     found = Rows([], [])
     for material in materials:
+        labels = labels_of([material.task]) if settings.adapt.label_head else ()
         for examples, into in ((material.train, found.train), (material.valid, found.valid)):
-            maker = TaskRows(tokenizer, row_length(settings), settings.adapt.on_long_row, told)
+            maker = TaskRows(tokenizer, row_length(settings), settings.adapt.on_long_row, told, labels)
             into.append(maker.pairs(examples) if in_pairs else maker.rows(examples))
     return found
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import bimo
-from bimo import LM
+from bimo import LM, UserError
 from bimo.cli import main
 from bimo.core.artifacts import read_jsonl
 from bimo.interop import load_adapter
@@ -136,6 +136,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
         ({"tasks": [{"task": "translation", "trian": ["x"]}]}, "train"),
         ({"tasks": [{"task": "translation", "train": ["x"], "weight": 0}]}, "weight must be positive"),
         ({"adapt": {"method": "lora"}, "tasks": [{"task": "translation", "train": ["x"]}]}, "no base"),
+        ({"adapt": {"method": "frozen", "base": "x"}, "tasks": []}, "nothing to train"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_says_why(
@@ -157,3 +158,24 @@ def test_preferences_are_learned_by_their_losses(tmp_path: Path, base: Path, los
     assert main(["train", str(path)]) == 0
     final = read_jsonl(tmp_path / "runs" / "it" / "metrics.jsonl")[-1]
     assert final["preferred"] == 1.0
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+def test_a_head_of_labels_is_trained_and_kept_beside_the_model(tmp_path: Path, base: Path, method: str) -> None:
+    data = tmp_path / "labels.jsonl"
+    rows = [{"text": f"{WORDS[n % 2]} {WORDS[2 + n % 9]}", "label": ["first", "second"][n % 2]} for n in range(60)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    training = {**TRAINING, "optimizer": "adamw", "learning_rate": 0.02, "steps": 40}
+    adapt = {"base": str(base), "method": method, "rank": 2, "label_head": True}
+    path = recipe(tmp_path, tasks=[entry(data, "classification")], adapt=adapt, training=training)
+    assert main(["train", str(path)]) == 0
+    run = tmp_path / "runs" / "it"
+    assert read_jsonl(run / "metrics.jsonl")[-1]["accuracy"] > 0.9
+    lm, plain = bimo.load(run), bimo.load(base)
+    assert lm.label_head is not None
+    assert lm.label_head.weight.shape == (2, lm.model.spec.d_model)
+    same = all(torch.equal(p, q) for p, q in zip(lm.model.parameters(), plain.model.parameters(), strict=True))
+    assert same == (method == "frozen"), "what is frozen stays, and nothing else"
+    (run / "model" / "label_head.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="label_head"):
+        bimo.load(run)

@@ -267,8 +267,12 @@ class AdaptSettings(Settings):
 
     base: str = ""
     """A run, a Hugging Face folder or hub name, or a .gguf file to begin with. Empty: a new model."""
-    method: Literal["full", "lora"] = "full"
-    """full: all weights. lora: two small matrices beside each linear layer; the base stays as it is."""
+    method: Literal["full", "lora", "frozen"] = "full"
+    """full: all weights. lora: two small matrices beside each linear layer; the base stays as it is. frozen: nothing of
+    the model, only the head of labels."""
+    label_head: bool = False
+    """Whether labels come from a head of their own, trained with the model, instead of being said as words; for the
+    task classification alone."""
     rank: int = 8
     """Of lora: how many numbers an addition goes through; more can learn more."""
     alpha: float = 0.0
@@ -296,8 +300,10 @@ class AdaptSettings(Settings):
         found += _share(self, "dropout")
         whole = ("alpha", "epochs", "context_length", "scored_answers")
         found += [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
-        if self.method == "lora" and not self.base:
-            found.append("method is lora, and there is no base to add to")
+        if self.method != "full" and not self.base:
+            found.append(f"method is {self.method}, and there is no base to begin with")
+        if self.method == "frozen" and not self.label_head:
+            found.append("method is frozen, and without label_head there is nothing to train")
         return found
 
 

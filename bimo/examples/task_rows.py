@@ -40,6 +40,7 @@ class TaskRows:
         context_length: Most ids that the model reads at once.
         on_long: What to do with an example that is longer: cut what is read, leave it out, or stop.
         tell: Told of the first of each kind, and at the end of how many there were.
+        labels: For a head of labels: what follows the prompt is the number of the row's label in here.
         counts: How many were cut, split, or left out.
     """
 
@@ -47,6 +48,7 @@ class TaskRows:
     context_length: int
     on_long: OnLong
     tell: Tell
+    labels: Sequence[str] = ()
     counts: Counter[str] = field(default_factory=Counter)
 
     def rows(self, examples: Sequence[TaskExample]) -> TokenRows:
@@ -115,6 +117,9 @@ class TaskRows:
     def _written(self, messages: Sequence[Message], example: TaskExample) -> list[Marked] | None:
         """The rows of messages with the example's answer; None when the chat format refuses them."""
         try:
+            if self.labels:
+                read = prompt_ids(messages, self.tokenizer)
+                return [([*read, self.labels.index(example.target)], b"\0" * len(read) + b"\1")]
             if messages and self.tokenizer.has_chat_template:
                 answer = {"role": "assistant", "content": example.target}
                 return list(conversation_rows([*messages, answer], self.tokenizer, example.where))

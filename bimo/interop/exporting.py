@@ -31,7 +31,7 @@ def export(
     dtype: str = "float32",
     *,
     source: Path | None = None,
-    beside: Mapping[str, str] | None = None,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a model.
 
@@ -42,7 +42,7 @@ def export(
         format: One of `FORMATS`.
         dtype: Of the weights in a folder: float32, float16 or bfloat16.
         source: Where the model came from, which is not written over.
-        beside: More files of a folder, name → text.
+        beside: More files of a folder, name → content.
 
     Returns:
         The path.
@@ -58,8 +58,8 @@ def export(
                 save_model(target, model, tokenizer, dtype)
                 if tokenizer is not None:
                     tokenizer.save(target)
-                for name, text in (beside or {}).items():
-                    (target / name).write_text(text, encoding="utf-8")
+                for name, content in (beside or {}).items():
+                    (target / name).write_bytes(content)
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         if format == "onnx":

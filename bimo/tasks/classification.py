@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bimo.core.errors import UserError
@@ -48,6 +48,11 @@ class Classification:
                 mend="Give rows of at least two labels.",
             )
         return self if self.labels else replace(self, labels=labels)
+
+
+def labels_of(tasks: Iterable[object]) -> Sequence[str]:
+    """The labels of the first classification among some tasks; none where there is none."""
+    return next((task.labels for task in tasks if isinstance(task, Classification)), ())
 
 
 def label_request(text: str) -> tuple[Message, ...]:

@@ -15,10 +15,10 @@ FILE = "tasks.json"
 _MOST_TASKS = 100
 
 
-def tasks_file(tasks: Sequence[Task]) -> dict[str, str]:
-    """The file's name and its text, to be written with a model; nothing for a model without tasks."""
+def tasks_file(tasks: Sequence[Task]) -> dict[str, bytes]:
+    """The file's name and content, to be written with a model; nothing for a model without tasks."""
     named = {"tasks": [task_of(task) for task in tasks]}
-    return {FILE: json.dumps(named, ensure_ascii=False, indent=1)} if tasks else {}
+    return {FILE: json.dumps(named, ensure_ascii=False, indent=1).encode()} if tasks else {}
 
 
 def saved_tasks(folder: Path) -> list[Task]:

@@ -77,7 +77,7 @@ def test_labels_are_settled_by_the_training_rows_and_saved(tmp_path: Path) -> No
     task = task.settled([example for row in rows for example in task.examples(row, "here")])
     assert task.labels == ("7", "a", "b")  # type: ignore[attr-defined]
     [(name, content)] = tasks_file([task]).items()
-    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / name).write_bytes(content)
     assert saved_tasks(tmp_path) == [task]
     with pytest.raises(UserError, match="'c' is not one of"):
         task.examples({"text": "x", "label": "c"}, "here")

@@ -8,6 +8,7 @@ holding all logits (`ChunkedLoss`).
 from bimo.training.losses.chunks import ChunkedLoss, Each, Loss
 from bimo.training.losses.distillation import Distillation, divergence
 from bimo.training.losses.focal import Focal
+from bimo.training.losses.labels import LabelLoss
 from bimo.training.losses.likelihood import CrossEntropy, LabelSmoothing, ZLoss, chunked_cross_entropy, cross_entropy
 from bimo.training.losses.naming import check_scalar, chosen_loss, loss_by_name, mean_of
 from bimo.training.losses.preference import DirectPreference, Preference, SimplePreference
@@ -20,6 +21,7 @@ __all__ = [
     "Distillation",
     "Each",
     "Focal",
+    "LabelLoss",
     "LabelSmoothing",
     "Loss",
     "Preference",
