@@ -13,7 +13,7 @@ using I = __m256i;
 constexpr int W = 8;
 constexpr int FLOAT_M = 3, FLOAT_N = 4;  // tile of the float product: 12 accumulators of 16 registers
 constexpr int BLOCK_M = 4;               // rows of a tile of the block product
-constexpr int ATTEND_R = 4, ATTEND_SUMS = 8;  // queries of a tile of attention, and its sums
+constexpr int ATTEND_R = 4, ATTEND_SUMS = 12;  // queries of a tile of attention, and its sums
 
 inline F zero() { return _mm256_setzero_ps(); }
 inline F set1(float x) { return _mm256_set1_ps(x); }

@@ -13,7 +13,7 @@ using I = __m512i;
 constexpr int W = 16;
 constexpr int FLOAT_M = 6, FLOAT_N = 4;  // tile of the float product: 24 accumulators of 32 registers
 constexpr int BLOCK_M = 12;              // rows of a tile of the block product
-constexpr int ATTEND_R = 6, ATTEND_SUMS = 12;  // queries of a tile of attention, and its sums
+constexpr int ATTEND_R = 6, ATTEND_SUMS = 24;  // queries of a tile of attention, and its sums
 
 inline F zero() { return _mm512_setzero_ps(); }
 inline F set1(float x) { return _mm512_set1_ps(x); }
