@@ -87,8 +87,9 @@ class NativeRunner:
         Keys with a bias (Qwen 2) can have a few numbers that are hundreds of times the others, which a scale that all
         of a key share would round away.
         """
-        matrices = [matrix for layer in self.native.layers for matrix in layer.matrices if matrix.data]
-        formats, biased = {matrix.format for matrix in matrices}, any(matrix.bias for matrix in matrices)
+        layers, keys = self.native.layers, layout.PLACES.index("k_proj")
+        formats = {matrix.format for layer in layers for matrix in layer.matrices if matrix.data}
+        biased = any(layer.matrices[keys].bias for layer in layers)
         if formats == {layout.FORMATS["F32"]}:
             return "float32"
         coarse = formats & {layout.FORMATS[name] for name in layout.FOUR_BITS}

@@ -21,7 +21,7 @@ class EngineSettings(Settings):
     quarter of the free memory."""
     cache_dtype: Literal["auto", "float32", "float16", "int8"] = "auto"
     """Of keys and values; auto on the native backend: float32 for a float32 model, int8 for one with weights of 4 bits
-    and without biases, float16 for others; auto in torch: that of the weights."""
+    whose keys have no bias, float16 for others; auto in torch: that of the weights."""
     block_size: int = 16
     """Tokens in a block of the cache."""
     max_running: int = 64
