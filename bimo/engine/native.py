@@ -45,10 +45,7 @@ class NativeRunner:
         self.name = f"native, {kernels.name}, {kernels.threads} threads"
         self.native = NativeModel(model, kernels, adapters)
         self.vocab_size, self.d_model = model.spec.vocab_size, model.spec.d_model
-        self.cache_dtype = settings.cache_dtype
-        if self.cache_dtype == "auto":
-            plain = all(matrix.format == layout.FORMATS["F32"] for matrix in self.native.layers[0].matrices)
-            self.cache_dtype = "float32" if plain else "float16"
+        self.cache_dtype = self._cache_dtype() if settings.cache_dtype == "auto" else settings.cache_dtype
         self.n_blocks = n_blocks(model, settings, DTYPES[self.cache_dtype])
         spec, struct = model.spec, self.native.struct
         struct.cache = layout.Cache(
@@ -83,6 +80,20 @@ class NativeRunner:
         marks = (layout.Mark * _MOST_MARKS)()
         count = self.kernels.call.bimo_trace(self.kernels.machine, 1, marks, _MOST_MARKS)
         return [Stage(layout.STAGES[mark.stage], mark.thread, mark.start, mark.end) for mark in marks[:count]]
+
+    def _cache_dtype(self) -> str:
+        """As coarse as the weights: what it costs shall drown in what they cost.
+
+        Keys with a bias (Qwen 2) can have a few numbers that are hundreds of times the others, which a scale that all
+        of a key share would round away.
+        """
+        layers, keys = self.native.layers, layout.PLACES.index("k_proj")
+        formats = {matrix.format for layer in layers for matrix in layer.matrices if matrix.data}
+        biased = any(layer.matrices[keys].bias for layer in layers)
+        if formats == {layout.FORMATS["F32"]}:
+            return "float32"
+        coarse = formats & {layout.FORMATS[name] for name in layout.FOUR_BITS}
+        return "int8" if coarse and not biased else "float16"
 
     def _step(self, chunks: Sequence[Chunk], width: int, *, want_hidden: bool) -> Tensor:
         self.native.need_positions(max(chunk.start + len(chunk.tokens) for chunk in chunks))

@@ -20,7 +20,8 @@ class EngineSettings(Settings):
     """Tokens that the key/value cache has room for, over all requests; 0: enough for `max_running` texts, within a
     quarter of the free memory."""
     cache_dtype: Literal["auto", "float32", "float16", "int8"] = "auto"
-    """Of keys and values; auto: float32 for a float32 model, float16 for a quantised one."""
+    """Of keys and values; auto on the native backend: float32 for a float32 model, int8 for one with weights of 4 bits
+    whose keys have no bias, float16 for others; auto in torch: that of the weights."""
     block_size: int = 16
     """Tokens in a block of the cache."""
     max_running: int = 64

@@ -82,6 +82,16 @@ def test_logits_of_every_kind_of_model(name: str) -> None:
     assert (found - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max())), "as the model"
 
 
+@pytest.mark.parametrize(
+    ("format", "biased", "expected"),
+    [("", False, "float32"), ("Q8_0", False, "float16"), ("Q4_0", False, "int8"), ("Q4_0", True, "float16")],
+)
+def test_the_cache_is_as_coarse_as_the_weights(format: str, biased: bool, expected: str) -> None:
+    spec = replace(SMALL, d_model=64, d_ff=64, n_heads=4, n_kv_heads=2, head_dim=16, biases="qkv" if biased else "none")
+    model = model_of(spec)
+    assert runner_of(packed(model, format) if format else model).cache_dtype == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_two_bytes_are_computed_with_where_they_lie(dtype: torch.dtype) -> None:
     model = model_of(SMALL).to(dtype)

@@ -8,6 +8,7 @@ from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
 FORMATS = {name: number for number, name in enumerate(("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"))}
 BLOCKS = ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 """Formats that are packed into panels; the others are read where they lie."""
+FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")
 CACHE_TYPES = {"float32": 0, "float16": 1, "int8": 2}
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu_erf": 2, "relu": 3}
 RMS, LAYER = 0, 1

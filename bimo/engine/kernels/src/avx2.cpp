@@ -13,7 +13,7 @@ using I = __m256i;
 constexpr int W = 8;
 constexpr int FLOAT_M = 3, FLOAT_N = 4;  // tile of the float product: 12 accumulators of 16 registers
 constexpr int BLOCK_M = 4;               // rows of a tile of the block product
-constexpr int ATTEND_R = 4, ATTEND_SUMS = 8;  // queries of a tile of attention, and its sums
+constexpr int ATTEND_R = 4, ATTEND_SUMS = 12, ATTEND_SUMS_I8 = 8;  // queries of a tile of attention, its sums
 
 inline F zero() { return _mm256_setzero_ps(); }
 inline F set1(float x) { return _mm256_set1_ps(x); }
@@ -37,6 +37,23 @@ inline void store_i8(int8_t* p, F x) {
   const I wide = _mm256_cvtps_epi32(x);
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+using Words = __m256i;  // 16 bits each
+inline void store_words(int16_t* p, F x) {
+  const I wide = _mm256_cvtps_epi32(x);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+}
+inline Words widen(const uint8_t* p) {  // signed bytes
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Words two_words(const int16_t* p) {  // over and over
+  int32_t both;
+  __builtin_memcpy(&both, p, 4);
+  return _mm256_set1_epi32(both);
+}
+inline I add_products(I total, Words a, Words b) {  // of two neighbours each
+  return _mm256_add_epi32(total, _mm256_madd_epi16(a, b));
 }
 inline F add(F a, F b) { return _mm256_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }

@@ -13,7 +13,7 @@ using I = __m512i;
 constexpr int W = 16;
 constexpr int FLOAT_M = 6, FLOAT_N = 4;  // tile of the float product: 24 accumulators of 32 registers
 constexpr int BLOCK_M = 12;              // rows of a tile of the block product
-constexpr int ATTEND_R = 6, ATTEND_SUMS = 12;  // queries of a tile of attention, and its sums
+constexpr int ATTEND_R = 6, ATTEND_SUMS = 24, ATTEND_SUMS_I8 = 12;  // queries of a tile of attention, its sums
 
 inline F zero() { return _mm512_setzero_ps(); }
 inline F set1(float x) { return _mm512_set1_ps(x); }
@@ -35,6 +35,21 @@ inline F load_u8(const uint8_t* p) {
 }
 inline void store_i8(int8_t* p, F x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+using Words = __m512i;  // 16 bits each
+inline void store_words(int16_t* p, F x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)));
+}
+inline Words widen(const uint8_t* p) {  // signed bytes
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline Words two_words(const int16_t* p) {  // over and over
+  int32_t both;
+  __builtin_memcpy(&both, p, 4);
+  return _mm512_set1_epi32(both);
+}
+inline I add_products(I total, Words a, Words b) {  // of two neighbours each
+  return _mm512_dpwssd_epi32(total, a, b);
 }
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }

@@ -13,7 +13,7 @@ typedef int32_t I __attribute__((vector_size(32), aligned(4)));
 constexpr int W = 8;
 constexpr int FLOAT_M = 2, FLOAT_N = 3;
 constexpr int BLOCK_M = 4;
-constexpr int ATTEND_R = 3, ATTEND_SUMS = 6;  // queries of a tile of attention, and its sums
+constexpr int ATTEND_R = 3, ATTEND_SUMS = 6, ATTEND_SUMS_I8 = 6;  // queries of a tile of attention, its sums
 
 inline F set1(float x) { return F{x, x, x, x, x, x, x, x}; }
 inline F zero() { return set1(0.0f); }
@@ -58,6 +58,26 @@ inline F load_u8(const uint8_t* p) {
 }
 inline void store_i8(int8_t* p, F x) {
   for (int i = 0; i < W; i++) p[i] = x[i] == x[i] ? int8_t(__builtin_rintf(x[i])) : int8_t(0);
+}
+struct Words {  // 16 bits each
+  int16_t v[2 * W];
+};
+inline void store_words(int16_t* p, F x) {
+  for (int i = 0; i < W; i++) p[i] = x[i] == x[i] ? int16_t(__builtin_rintf(x[i])) : int16_t(0);
+}
+inline Words widen(const uint8_t* p) {  // signed bytes
+  Words w;
+  for (int i = 0; i < 2 * W; i++) w.v[i] = int8_t(p[i]);
+  return w;
+}
+inline Words two_words(const int16_t* p) {  // over and over
+  Words w;
+  for (int i = 0; i < 2 * W; i++) w.v[i] = p[i % 2];
+  return w;
+}
+inline I add_products(I total, const Words& a, const Words& b) {  // of two neighbours each
+  for (int i = 0; i < W; i++) total[i] += a.v[2 * i] * b.v[2 * i] + a.v[2 * i + 1] * b.v[2 * i + 1];
+  return total;
 }
 inline F add(F a, F b) { return a + b; }
 inline F sub(F a, F b) { return a - b; }

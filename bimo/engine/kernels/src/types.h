@@ -36,7 +36,9 @@ enum CacheType : int32_t { CACHE_F32, CACHE_F16, CACHE_I8 };
 
 // Keys and values. A block has all layers side by side, so that only blocks in use take memory. Of a layer it holds, for
 // each key/value head, its tokens in tiles of `width`:
-// keys transposed, (head_dim, width), values as (width, head_dim). int8 has a float scale per token beside each.
+// keys transposed, (head_dim, width), values as (width, head_dim). int8 has a float scale per token beside each, and pairs
+// lie together that one instruction multiplies and adds: keys as (head_dim / 2, width, 2), where an odd last row stays
+// (1, width), values as (width / 2, head_dim, 2).
 struct Cache {
   int32_t type, block_size, n_blocks, n_layers, n_kv_heads, head_dim;
   uint8_t* data;
