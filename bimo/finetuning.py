@@ -58,6 +58,12 @@ def finetune(
         run = team.by_first(lambda: open_run(settings, resume=resume))
         if not team.first:
             console = Console(quiet=True)
+        if settings.adapt.method != "full" and not settings.adapt.base:
+            raise UserError(
+                f"the method is {settings.adapt.method}, and there is no base to begin with",
+                where="adapt.base",
+                mend="Name a model: --adapt.base model.gguf.",
+            )
         return _finetune(settings, console, run, resume=resume, callbacks=callbacks)
 
 

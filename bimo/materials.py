@@ -78,10 +78,14 @@ def read_material(data: TaskData, settings: RunSettings, told: Telling) -> Mater
     """The records of a task; where none are given to measure on, a share is held out by a hash of what is read."""
     task = make_task(data.task)
     on_problem = None if settings.adapt.on_bad_row == "stop" else told.problem
-    train = read_examples(task, data.train, fields=data.fields, on_problem=on_problem)
+    paths, valid_paths = data.train or settings.data.paths, data.valid or settings.data.validation_paths
+    if not paths:
+        mend = "Name files behind the recipe, or under train."
+        raise UserError("no file of records was named", where=f"tasks: {task.name}", mend=mend)
+    train = read_examples(task, paths, fields=data.fields, on_problem=on_problem)
     task = task.settled(train)
-    if data.valid:
-        valid = read_examples(task, data.valid, fields=data.fields, on_problem=on_problem)
+    if valid_paths:
+        valid = read_examples(task, valid_paths, fields=data.fields, on_problem=on_problem)
     else:
         held = [_hash(example) % _HELD_OUT == 0 for example in train]
         valid = [example for example, out in zip(train, held, strict=True) if out] or train[:1]
@@ -94,7 +98,7 @@ def read_material(data: TaskData, settings: RunSettings, told: Telling) -> Mater
         told("overlap", what=what, count=count)
     if not kept:
         raise UserError(
-            "no record is left to train on", where=", ".join(data.train), mend="Give more records, or others as valid."
+            "no record is left to train on", where=", ".join(paths), mend="Give more records, or others as valid."
         )
     return Material(task, kept, valid, data.weight)
 

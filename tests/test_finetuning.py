@@ -130,13 +130,14 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"tasks": [{"task": "translation"}]}, "train names no file"),
+        ({"tasks": [{"task": "translation"}]}, "no file of records"),
         ({"tasks": [{"task": "translatoin", "train": ["x"]}]}, "translation"),
         ({"tasks": [{"task": "translation", "train": ["nowhere.jsonl"]}]}, "nowhere.jsonl"),
         ({"tasks": [{"task": "translation", "trian": ["x"]}]}, "train"),
         ({"tasks": [{"task": "translation", "train": ["x"], "weight": 0}]}, "weight must be positive"),
         ({"adapt": {"method": "lora"}, "tasks": [{"task": "translation", "train": ["x"]}]}, "no base"),
         ({"adapt": {"method": "frozen", "base": "x"}, "tasks": []}, "nothing to train"),
+        ({"adapt": {"method": "lora", "base": "x"}, "tasks": []}, "is for tasks"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_says_why(

@@ -247,9 +247,9 @@ class TaskData(Settings):
     """completion, translation, summarization, dialogue, classification, preference, or a task that you registered; with
     parameters for example translation(source='en', target='de', both=True)."""
     train: list[str] = field(default_factory=list)
-    """Files, folders or globs of .jsonl .csv .parquet (each also .gz) with its records."""
+    """Files, folders or globs of .jsonl .csv .parquet (each also .gz) with its records. Empty: data.paths."""
     valid: list[str] = field(default_factory=list)
-    """Records to measure on. Empty: a twentieth of the training records is held out."""
+    """Records to measure on. Empty: data.validation_paths, or a twentieth of the training records."""
     fields: dict[str, str] = field(default_factory=dict)
     """Your names of the fields by the task's, for example {source: english, target: german}."""
     weight: float = 1.0
@@ -257,7 +257,6 @@ class TaskData(Settings):
 
     def problems(self) -> list[str]:
         found = [_part_problem("task", self.task) if self.task else "task is missing"]
-        found += ["train names no file"] if not self.train else []
         return [*filter(None, found), *(["weight must be positive"] if self.weight <= 0 else [])]
 
 
@@ -300,8 +299,6 @@ class AdaptSettings(Settings):
         found += _share(self, "dropout")
         whole = ("alpha", "epochs", "context_length", "scored_answers")
         found += [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
-        if self.method != "full" and not self.base:
-            found.append(f"method is {self.method}, and there is no base to begin with")
         if self.method == "frozen" and not self.label_head:
             found.append("method is frozen, and without label_head there is nothing to train")
         return found
@@ -336,4 +333,7 @@ class RunSettings(Settings):
 
     def problems(self) -> list[str]:
         bad = not self.name or self.name in {".", ".."} or any(c in self.name for c in "/\\\0")
-        return [f"name must be a plain folder name, is {self.name!r}"] if bad else []
+        found = [f"name must be a plain folder name, is {self.name!r}"] if bad else []
+        if self.adapt.method != "full" and not self.tasks:
+            found.append(f"adapt.method {self.adapt.method} is for tasks, and there are none")
+        return found
