@@ -8,6 +8,7 @@ brings no text into NFC, takes some names for control tokens whatever the file s
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +17,12 @@ from bimo.core.errors import UserError
 from bimo.interop import pretokenizers
 from bimo.interop.gguf_pieces import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER, read_pieces, written_pieces
 from bimo.tokenizer import Tokenizer
+from bimo.tokenizer.bpe import JoinedMerges, lost_merge
 from bimo.tokenizer.pieces import partition
 from bimo.tokenizer.special import ENDS, SpecialTokens
 
 _KEY = "tokenizer.ggml."
+_space, _spaces = operator.methodcaller("find", " ", 1), operator.methodcaller("count", " ")
 _MOST_CUTS = 2**27  # characters; 260,000 tokens of Gemma have a tenth of that
 _MOST_TRIED = 2000  # texts in which added tokens overlap; runs of spaces and line breaks make some 200 in Gemma
 _AGAIN = "Download or export the file again."
@@ -50,13 +53,15 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     kind, tokens = metadata.get(f"{_KEY}model"), metadata.get(f"{_KEY}tokens")
     if kind not in ("gpt2", "llama"):
         raise UserError(f"a tokenizer of kind {kind!r} is not supported", where=where, mend="Known: gpt2, llama.")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not tokens:
+    if not isinstance(tokens, list) or {*map(type, tokens)} != {str}:
         raise UserError(f"{_KEY}tokens is no list of texts", where=where, mend=_AGAIN)
-    tokens = [name.partition("\0")[0] or f"[EMPTY_{i}]" for i, name in enumerate(tokens)]  # as llama.cpp reads them
+    if "" in tokens or "\0" in "".join(tokens):
+        tokens = [name.partition("\0")[0] or f"[EMPTY_{i}]" for i, name in enumerate(tokens)]  # as llama.cpp reads them
     types = _numbers(metadata, "token_type", tokens, where) or [NORMAL] * len(tokens)
-    if not {*types} <= {*range(BYTE + 1)} or not all(type(kind) is int for kind in types):
+    if {*map(type, types)} != {int} or not {*types} <= {*range(BYTE + 1)}:
         raise UserError(f"{_KEY}token_type holds what is no type of a token", where=where, mend=_AGAIN)
-    types = [CONTROL if name in _TAKEN_FOR_CONTROL else kind for name, kind in zip(tokens, types, strict=True)]
+    if not _TAKEN_FOR_CONTROL.isdisjoint(tokens):
+        types = [CONTROL if name in _TAKEN_FOR_CONTROL else kind for name, kind in zip(tokens, types, strict=True)]
     if len(set(tokens)) != len(tokens):
         tokens, types = _distinct(tokens, types)
     flags = {"single_word": False, "lstrip": False, "normalized": False}
@@ -66,9 +71,9 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": token, **flags, "special": types[i] != USER, "rstrip": strips and token not in _KEEP}
-            for i, token in enumerate(tokens)
-            if types[i] in (CONTROL, USER, UNKNOWN)
+            {"id": i, "content": name, **flags, "special": kind != USER, "rstrip": strips and name not in _KEEP}
+            for i, (name, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in (CONTROL, USER, UNKNOWN)
         ],
         "post_processor": None,
         **(_byte_level if kind == "gpt2" else _sentence_piece)(metadata, tokens, types, where),
@@ -253,12 +258,13 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
             mend="Mark one of them as a control token.",
         )
     merges = metadata.get(f"{_KEY}merges")
-    if not isinstance(merges, list) or not all(isinstance(m, str) and m.find(" ", 1) > 0 for m in merges):
+    if not isinstance(merges, list) or {*map(type, merges)} - {str} or min(map(_space, merges), default=1) < 1:
         raise UserError(f"{_KEY}merges is no list of pairs", where=where, mend=_AGAIN)
-    vocab = {token: i for i, token in enumerate(tokens)}
-    pairs = [[m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]] for m in merges]
-    lost = next((pair for pair in pairs if not {*pair, "".join(pair)} <= vocab.keys()), None)
-    if lost:
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    spaced = {*map(_spaces, merges)} - {1}
+    pairs = [[m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]] for m in merges] if spaced else JoinedMerges(merges)
+    lost = lost_merge(pairs, vocab)
+    if lost is not None:
         raise UserError(f"the merge {' '.join(lost)!r} is of tokens that are not there", where=where, mend=_AGAIN)
     return {
         "normalizer": None,

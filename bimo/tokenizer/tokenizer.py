@@ -38,7 +38,8 @@ class Tokenizer:
     """Subword tokens with control tokens; make one with `Tokenizer.train` or `Tokenizer.load`.
 
     Args:
-        content: The parsed `tokenizer.json`: bimo's own, or any BPE or Unigram tokenizer of Hugging Face's format.
+        content: The parsed `tokenizer.json`: bimo's own, or any BPE or Unigram tokenizer of Hugging Face's format. Its
+            merges may be `bpe.JoinedMerges`.
         where: What to name in errors.
         special: The tokens with a role. None: bimo's own, as far as they are there.
     """
@@ -46,7 +47,7 @@ class Tokenizer:
     def __init__(
         self, content: dict[str, Any], where: str = "tokenizer.json", special: SpecialTokens | None = None
     ) -> None:
-        self.content, self.where = content, where
+        self._content, self.where = content, where
         try:
             spelling = Spelling.of(content)
             check_growth(content)
@@ -120,6 +121,14 @@ class Tokenizer:
         text = json.dumps(self.content, ensure_ascii=False, indent=1)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The parsed `tokenizer.json`."""
+        model = self._content["model"]
+        if not isinstance(model.get("merges"), bpe.JoinedMerges):
+            return self._content
+        return {**self._content, "model": {**model, "merges": model["merges"].pairs()}}
 
     @property
     def begin_id(self) -> int | None:
@@ -251,16 +260,18 @@ class Tokenizer:
         import tiktoken
 
         assert self._ranks is not None, "only a tokenizer with plain ranks has a fast encoder"
-        pattern = self.content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+        pattern = self._content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
         return tiktoken.Encoding("bimo", pat_str=pattern, mergeable_ranks=self._ranks, special_tokens={})
 
     @cached_property
     def _slow(self) -> GuardedTokenizer:
-        return self._asked(lambda: GuardedTokenizer(self.content, marked=False))
+        twin = self.__dict__.get("_marking")
+        return self._asked(lambda: GuardedTokenizer(self._content, marked=False, twin=twin))
 
     @cached_property
     def _marking(self) -> GuardedTokenizer:
-        return self._asked(lambda: GuardedTokenizer(self.content, marked=True))
+        twin = self.__dict__.get("_slow")
+        return self._asked(lambda: GuardedTokenizer(self._content, marked=True, twin=twin))
 
     def _asked(self, question: Callable[[], Answer]) -> Answer:
         """What `tokenizers` answers. It raises `Exception` itself, or, where it panics, what is not even that."""
@@ -283,13 +294,13 @@ class Tokenizer:
     @cached_property
     def _ids(self) -> dict[str, int]:
         """Ids of added tokens by name."""
-        return {token["content"]: token["id"] for token in _added(self.content)}
+        return {token["content"]: token["id"] for token in _added(self._content)}
 
     def _id(self, name: str) -> int | None:
         """The id of a token with a role; it is an added token, or (in SentencePiece) one of the vocabulary."""
         if not name:
             return None
-        vocab = self.content["model"]["vocab"]
+        vocab = self._content["model"]["vocab"]
         return self._ids.get(name, vocab.get(name) if isinstance(vocab, dict) else None)
 
 
