@@ -1,11 +1,19 @@
 """Weights and tokenizers of others, both ways: Hugging Face folders and GGUF files, for every family that
-`families.py` and `architectures.py` name."""
+`families.py` and `architectures.py` name. The names below are loaded when they are first used: a GGUF file is read
+without torch."""
 
-from bimo.interop.adapters import load_adapter
-from bimo.interop.exporting import export, format_by_name, formats_in, save_packed
-from bimo.interop.gguf import load_gguf, save_gguf
-from bimo.interop.huggingface import load_model, save_model
-from bimo.interop.opening import find_model, open_model
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bimo.interop.adapters import load_adapter
+    from bimo.interop.exporting import export, format_by_name, formats_in, save_packed
+    from bimo.interop.gguf import load_gguf
+    from bimo.interop.gguf_writing import save_gguf
+    from bimo.interop.huggingface import load_model, save_model
+    from bimo.interop.opening import find_model, open_model, open_stored
 
 __all__ = [
     "export",
@@ -16,7 +24,21 @@ __all__ = [
     "load_gguf",
     "load_model",
     "open_model",
+    "open_stored",
     "save_gguf",
     "save_model",
     "save_packed",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("export", "format_by_name", "formats_in", "save_packed"), "exporting"),
+    **dict.fromkeys(("find_model", "open_model", "open_stored"), "opening"),
+    **dict.fromkeys(("load_model", "save_model"), "huggingface"),
+    **{"load_adapter": "adapters", "load_gguf": "gguf", "save_gguf": "gguf_writing"},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bimo.interop' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"bimo.interop.{_HOMES[name]}"), name)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from bimo.core.errors import UserError
-from bimo.model.blocks import FORMATS
+from bimo.model.formats import FORMATS
 
 ALIGNMENT = 32
 _AGAIN = "Download or export the file again."

@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERN = rf"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|{_WORDS}"
 """Qwen2's pre-tokeniser, which Qwen3 keeps and llama.cpp knows as "qwen2": words with their leading space, digits one
@@ -119,28 +121,43 @@ class JoinedMerges(list[str]):
         return [merge.split(" ") for merge in self]
 
 
-def halves(merges: Collection[Any]) -> tuple[list[str], list[str]] | None:
+Parts = tuple[list[str], list[str]]
+
+
+def halves(merges: Collection[Any]) -> Parts | None:
     """Left and right parts of merges, all at once; None when they do not come apart so simply."""
     kinds = {*map(type, merges)}
-    if kinds == {str} and {*map(operator.methodcaller("count", " "), merges)} == {1}:
-        parts = " ".join(merges).split(" ")
-        return parts[::2], parts[1::2]
+    if kinds == {str}:
+        text = "\n".join(merges)
+        data = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+        places = np.flatnonzero((data == ord(" ")) | (data == ord("\n")))
+        spaced = len(places) == 2 * len(merges) - 1 and not (data[places[::2]] != ord(" ")).any()
+        whole = spaced and np.diff(places, prepend=-1, append=len(data)).min() > 1  # no half is empty
+        parts = text.replace("\n", " ").split(" ")
+        return (parts[::2], parts[1::2]) if whole else None
     if kinds <= {list, tuple} and {*map(len, merges)} <= {2}:
         return [left for left, _ in merges], [right for _, right in merges]
     return None
 
 
-def lost_merge(merges: Collection[Any], vocab: Mapping[str, int], inner: str = "") -> tuple[str, str] | None:
+def lost_merge(
+    merges: Collection[Any], vocab: Mapping[str, int], inner: str = "", parts: Parts | None = None
+) -> tuple[str, str] | None:
     """The first merge whose parts and whole are not all in the vocabulary; None when there is none.
 
     Args:
         merges: Pairs, or texts with a space between the parts.
         vocab: The tokens.
         inner: What the whole lacks of a right part that begins with it.
+        parts: What `halves` gave; None: it is asked.
     """
-    parts = None if inner else halves(merges)
-    if parts is not None and all(all(map(vocab.__contains__, names)) for names in (*parts, map(operator.add, *parts))):
-        return None
+    parts = None if inner else parts or halves(merges)
+    if parts is not None and all(all(map(vocab.__contains__, names)) for names in parts):
+        made = list(map(operator.add, *parts))
+        first = vocab.get(made[0], -1) if made else 0
+        # Mostly each merge makes the next token, and nothing has to be looked up.
+        if first >= 0 and (made == [*vocab][first : first + len(made)] or all(map(vocab.__contains__, made))):
+            return None
     for merge in merges:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         whole = left + right[len(inner) :] if right.startswith(inner) else None

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ import numpy as np
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
 from bimo.tokenizer import bpe, chat
+from bimo.tokenizer.first_texts import FirstTexts
 from bimo.tokenizer.guarding import GuardedTokenizer, check_growth
 from bimo.tokenizer.incremental import IncrementalDecoder
 from bimo.tokenizer.pieces import ScoredPieces
@@ -192,7 +192,8 @@ class Tokenizer:
             return self._fast.encode_to_numpy(text, disallowed_special=())
         if self._scored is not None:
             return np.array(self._scored.encode(text), dtype=np.uint32)
-        return np.array(self._asked(lambda: self._slow.encode(text)), dtype=np.uint32)
+        ids = None if "_slow" in self.__dict__ else self._first.encode(text, marked=False)
+        return np.array(self._asked(lambda: self._slow.encode(text)) if ids is None else ids, dtype=np.uint32)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         """Ids of many texts, uint32 each, on `threads` threads (0: one per core)."""
@@ -202,6 +203,8 @@ class Tokenizer:
             encode = self._slow.library.encode_batch_fast
             encoded = self._asked(lambda: encode(list(texts), add_special_tokens=False))
             return [np.array(e.ids, dtype=np.uint32) for e in encoded]
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             return list(pool.map(self.encode_array, texts))
 
@@ -226,7 +229,8 @@ class Tokenizer:
         _check_text(text)
         if self._scored is not None:
             return self._scored.encode(text, marked=True)
-        return self._asked(lambda: self._marking.encode(text))
+        ids = None if "_marking" in self.__dict__ else self._first.encode(text, marked=True)
+        return self._asked(lambda: self._marking.encode(text)) if ids is None else ids
 
     def decode(self, ids: Iterable[int], *, show_control_tokens: bool = False) -> str:
         """The text of ids. Bytes that form no character become U+FFFD; control tokens are left out unless shown."""
@@ -262,6 +266,10 @@ class Tokenizer:
         assert self._ranks is not None, "only a tokenizer with plain ranks has a fast encoder"
         pattern = self._content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
         return tiktoken.Encoding("bimo", pat_str=pattern, mergeable_ranks=self._ranks, special_tokens={})
+
+    @cached_property
+    def _first(self) -> FirstTexts:
+        return FirstTexts(self._content)
 
     @cached_property
     def _slow(self) -> GuardedTokenizer:

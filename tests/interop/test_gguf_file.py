@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bimo.interop.gguf_file import ALIGNMENT, read_gguf, write_gguf
-from bimo.model.blocks import FORMATS
+from bimo.model.formats import FORMATS
 
 gguf = pytest.importorskip("gguf", reason="the reference is an extra")
 FIELDS: dict[str, Any] = {
