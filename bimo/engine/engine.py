@@ -23,7 +23,6 @@ from bimo.engine.request import Request, SamplingParams, Want
 from bimo.engine.runner import Runner
 from bimo.engine.sampling import Floats
 from bimo.engine.settings import EngineSettings
-from bimo.engine.speculation import check_draft
 from bimo.engine.steps import StepLoop
 from bimo.tokenizer import Tokenizer
 
@@ -97,6 +96,8 @@ class Engine(StepLoop):
         self.tokenizer, self.spec = tokenizer, as_it_lies(model).spec
         small = None
         if draft is not None:
+            from bimo.engine.speculation import check_draft
+
             spec = as_it_lies(draft).spec
             check_draft(self.spec.vocab_size, spec.vocab_size)
             small = spec.context_length, choose_runner(draft, settings)

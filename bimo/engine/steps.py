@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bimo.core.errors import UserError
 from bimo.engine.blocks import BlockPool
@@ -22,7 +23,9 @@ from bimo.engine.sampling import Rules
 from bimo.engine.scheduler import Scheduler
 from bimo.engine.sequence import Sequence
 from bimo.engine.settings import EngineSettings
-from bimo.engine.speculation import DraftModel, Guesser, PromptLookup
+
+if TYPE_CHECKING:
+    from bimo.engine.speculation import Guesser
 
 Planned = tuple[Sequence, Chunk]
 _REMEMBERED_STEPS = 64
@@ -75,6 +78,8 @@ class StepLoop:
         self.pool = BlockPool(runner.n_blocks, runner.block_size, share=settings.share_prefixes)
         self.scheduler = Scheduler(self.pool, settings, runner.stretch)
         self.guesser: Guesser | None = None
+        if settings.guess_tokens or draft is not None:
+            from bimo.engine.speculation import DraftModel, PromptLookup
         if settings.guess_tokens and draft is None:
             self.guesser = PromptLookup(settings.guess_tokens)
         elif draft is not None:

@@ -56,6 +56,8 @@ class TensorNames:
 
     def __init__(self, family: Layout, spec: ModelSpec, shapes: Mapping[str, Sequence[int]]) -> None:
         self.family, self.spec, self.shapes = family, spec, shapes
+        self._words: dict[str, str] = {part: theirs for parts, theirs in family.fused.items() for part in parts}
+        self._words |= family.names
         self._fused = {part: (parts, theirs) for parts, theirs in family.fused.items() for part in parts}
 
     def theirs(self, name: str) -> str:
@@ -134,7 +136,9 @@ class TensorNames:
 
     def _renamed(self, rest: str) -> str:
         """A name within a block (or outside of all) in their words: the longest known beginning is replaced."""
-        words = {part: theirs for part, (_, theirs) in self._fused.items()} | dict(self.family.names)
+        words = self._words
+        if rest in words:
+            return words[rest]
         fitting = [ours for ours in words if rest == ours or rest.startswith(f"{ours}.")]
         if not fitting:
             return rest

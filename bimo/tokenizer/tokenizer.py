@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,12 @@ from bimo.tokenizer import bpe, chat
 from bimo.tokenizer.first_texts import FirstTexts
 from bimo.tokenizer.guarding import GuardedTokenizer, check_growth
 from bimo.tokenizer.incremental import IncrementalDecoder
-from bimo.tokenizer.pieces import ScoredPieces
 from bimo.tokenizer.special import BEGIN, END, END_OF_TURN, ENDS, PAD, SpecialTokens
 from bimo.tokenizer.spelling import Spelling
-from bimo.tokenizer.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from bimo.tokenizer.pieces import ScoredPieces
+    from bimo.tokenizer.template import ChatTemplate
 
 Answer = TypeVar("Answer")
 _BYTES, _BYTES_PER_ID = 2**20, 2**9
@@ -57,7 +59,7 @@ class Tokenizer:
                 ranks is not None and max(ranks.values()) < len(ranks) and all(bytes([b]) in ranks for b in range(256))
             )
             self._ranks = ranks if whole else None
-            self._scored = ScoredPieces(content) if "scores" in content["model"] else None
+            self._scored = _scored(content) if "scores" in content["model"] else None
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
             raise UserError(
                 f"not a tokenizer that bimo knows ({type(error).__name__}: {error})",
@@ -295,6 +297,8 @@ class Tokenizer:
 
     @cached_property
     def _template(self) -> ChatTemplate:
+        from bimo.tokenizer.template import ChatTemplate
+
         special = self.special
         tokens = {"bos_token": special.begin, "eos_token": special.end, "pad_token": special.pad}
         return ChatTemplate(special.template, tokens=tokens, where=f"chat template of {self.where}")
@@ -310,6 +314,12 @@ class Tokenizer:
             return None
         vocab = self._content["model"]["vocab"]
         return self._ids.get(name, vocab.get(name) if isinstance(vocab, dict) else None)
+
+
+def _scored(content: dict[str, Any]) -> ScoredPieces:
+    from bimo.tokenizer.pieces import ScoredPieces
+
+    return ScoredPieces(content)
 
 
 def _added(content: dict[str, Any]) -> list[dict[str, Any]]:
