@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 import threading
 from collections.abc import Mapping
 from functools import cached_property
@@ -70,6 +69,8 @@ class Intake:
         return Pooling(request, [sequence])
 
     def _generation(self, request: Request, arrival: int) -> Job:
+        import secrets  # here: with a seed, nothing is asked of the system
+
         params = request.params
         seed = secrets.randbits(64) if params.seed is None else params.seed
         forbidden = np.array(sorted(self.forbidden - {*params.stop_ids}), dtype=np.int64)

@@ -102,12 +102,13 @@ class NativeModel:
         self._n_positions = 0
         matrices = {tensor for tensor in stored.tensors.values() if len(tensor.shape) == 2}
         self._arena = Arena(self._panel_bytes(_kernel_format(tensor), tensor.shape) for tensor in matrices)
-        self._files = MappedFiles()
+        self._files, self._packed = MappedFiles(), list[Bytes]()
         spec = self.spec = stored.spec
+        embeddings, head = self._matrix("embed_tokens"), self._matrix("lm_head")  # first: they are the largest
+        self._let_go()
         self.layers = (layout.Layer * stored.n_layers)(*map(self._layer, range(stored.n_layers)))
         across = spec.qk_norm and spec.qk_norm_across_heads
         learned = stored.tensors.get("embed_positions.weight")
-        embeddings = self._matrix("embed_tokens")
         self.struct = layout.Model(
             n_layers=stored.n_layers,
             d_model=spec.d_model,
@@ -128,7 +129,7 @@ class NativeModel:
             logit_softcap=spec.logit_softcap,
             layers=self.layers,
             embeddings=embeddings,
-            head=self._matrix("lm_head") if "lm_head.weight" in stored.tensors else embeddings,
+            head=head if "lm_head.weight" in stored.tensors else embeddings,
             norm=self._norm("norm"),
             learned_positions=None if learned is None else self._floats(learned.floats()),
             adapters=self._adapters(model, adapters),
@@ -157,6 +158,7 @@ class NativeModel:
         )
         matrices = [self._matrix(f"{path}.{name}") for name in projections]
         norms = [self._norm(f"{path}.{name}") if name else layout.Norm() for name in BLOCK_NORMS[spec.norm_placement]]
+        self._let_go()
         return layout.Layer(
             matrices=(layout.Matrix * len(matrices))(*matrices),
             norms=(layout.Norm * 4)(*norms),
@@ -186,8 +188,16 @@ class NativeModel:
             return layout.Matrix(layout.FORMATS[name], rows, columns, data.ctypes.data, None)
         call, kernels, address = self.kernels.call, self.kernels, self._arena.take(size)
         call.bimo_pack(kernels.machine, layout.FORMATS[name], data.ctypes.data, rows, columns, kernels.width, address)
-        self._files.let_go(weight.rows.ctypes.data, weight.rows.nbytes)  # the panels are what is read from now on
+        self._packed.append(weight.rows)
         return layout.Matrix(layout.FORMATS[name], rows, columns, address, None)
+
+    def _let_go(self) -> None:
+        """Give back what was mapped of the file: panels are what is read from now on.
+
+        The system maps pages around each that is read: those of the layer before have come back.
+        """
+        for rows in self._packed[-2 * len(layout.PLACES) :]:
+            self._files.let_go(rows.ctypes.data, rows.nbytes)
 
     def _panel_bytes(self, name: str, shape: Sequence[int]) -> int:
         """Bytes of a matrix in panels; 0 when it is read where it lies."""

@@ -114,7 +114,12 @@ class JoinedMerges(list[str]):
     """Merges as "left right", a third of the memory of pairs, which a file has.
 
     Whoever makes one has looked: no half holds a space, and all tokens are there.
+
+    Attributes:
+        first_id: Of the token that the first merge makes, where each merge makes the next token; else -1.
     """
+
+    first_id = -1
 
     def pairs(self) -> list[list[str]]:
         """The same as pairs."""
@@ -155,8 +160,10 @@ def lost_merge(
     if parts is not None and all(all(map(vocab.__contains__, names)) for names in parts):
         made = list(map(operator.add, *parts))
         first = vocab.get(made[0], -1) if made else 0
-        # Mostly each merge makes the next token, and nothing has to be looked up.
-        if first >= 0 and (made == [*vocab][first : first + len(made)] or all(map(vocab.__contains__, made))):
+        in_turn = first >= 0 and made == [*vocab][first : first + len(made)]  # as mostly: nothing has to be looked up
+        if isinstance(merges, JoinedMerges) and in_turn and [*vocab.values()] == [*range(len(vocab))]:
+            merges.first_id = first
+        if in_turn or all(map(vocab.__contains__, made)):
             return None
     for merge in merges:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge

@@ -35,6 +35,7 @@ class FirstTexts:
         self._stages = _stages(content)
         self._left = _MOST if self._stages else 0
         self._ranks: dict[str, int] = {}
+        self._checked = False
 
     def encode(self, text: str, *, marked: bool) -> list[int] | None:
         """Ids of a text.
@@ -65,11 +66,14 @@ class FirstTexts:
 
     def _sound(self) -> bool:
         """Whether no text makes a control token by merges, and added tokens are looked for as they are."""
-        if not self._ranks:
-            self._ranks = {merge: rank for rank, merge in enumerate(self._merges)}
+        if not self._checked:
+            self._checked = True
+            if self._merges.first_id < 0:
+                self._ranks = {merge: rank for rank, merge in enumerate(self._merges)}
             flags = ("single_word", "lstrip", "rstrip", "normalized")
             names = [name for name, token in self._added.items() if token["special"]]
-            made = any(f"{name[:n]} {name[n:]}" in self._ranks for name in names for n in range(1, len(name)))
+            none = len(self._merges)
+            made = any(self._rank(name[:n], name[n:]) < none for name in names for n in range(1, len(name)))
             if made or any(token[flag] for token in self._added.values() for flag in flags):
                 self._left = -1
         return self._left >= 0
@@ -92,15 +96,23 @@ class FirstTexts:
 
     def _merged(self, parts: list[str]) -> list[str]:
         """Neighbours become one, the earliest merge first, of equals the one on the left."""
-        ranks, none = self._ranks, len(self._ranks)
+        none = len(self._merges)
         while len(parts) > 1:
-            found = [ranks.get(f"{left} {right}", none) for left, right in itertools.pairwise(parts)]
+            found = [self._rank(left, right) for left, right in itertools.pairwise(parts)]
             best = min(found)
             if best == none:
                 break
             place = found.index(best)
             parts[place : place + 2] = [parts[place] + parts[place + 1]]
         return parts
+
+    def _rank(self, left: str, right: str) -> int:
+        """Which merge it is; the count of all when it is none."""
+        merge, first, none = f"{left} {right}", self._merges.first_id, len(self._merges)
+        if first < 0:
+            return self._ranks.get(merge, none)
+        rank = self._vocab.get(left + right, -1) - first  # a token is made by one merge, the one in its place
+        return rank if 0 <= rank < none and self._merges[rank] == merge else none
 
 
 def _isolated(stage: re.Pattern[str], text: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +32,8 @@ class GuardedTokenizer:
     """
 
     def __init__(self, content: dict[str, Any], *, marked: bool, twin: GuardedTokenizer | None = None) -> None:
+        import secrets
+
         content = {**content, "padding": None, "truncation": None}  # a text has all its ids, and no more
         reachable = _reachable(content)
         names = {name: f" \ue0f0{secrets.token_hex(8)} {number}" for number, name in enumerate(sorted(reachable))}
