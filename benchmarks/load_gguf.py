@@ -25,9 +25,9 @@ def bimo_open(path: Path) -> Open:
     """The weights stay packed."""
     import bimo
     import bimo.lm
-    from bimo.model import blocks
+    from bimo.model import formats
 
-    assert blocks.FORMATS, "imported"
+    assert formats.FORMATS, "imported"
     return lambda: bimo.load(path)
 
 

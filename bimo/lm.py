@@ -5,65 +5,77 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from bimo.core.batch import Batch
-from bimo.core.config import ModelSpec, TrainingSettings
 from bimo.core.errors import UserError
 from bimo.engine import Engine, EngineSettings, SamplingParams
-from bimo.evaluation.metrics import bits_per_byte
-from bimo.examples.encoding import encode_examples
-from bimo.examples.kinds import examples_of
-from bimo.examples.prepared import prepared_rows
-from bimo.interop import export, find_model, format_by_name, head_file, load_head, open_model
-from bimo.model.gpt import GPT
-from bimo.model.heads import LabelHead
-from bimo.model.packed import PackedTensor
-from bimo.tasks import Task
-from bimo.tasks.classification import labels_of
-from bimo.tasks.saved import saved_tasks, tasks_file
+from bimo.interop.opening import find_model, open_stored
+from bimo.model.stored import StoredModel
 from bimo.tokenizer import Tokenizer
-from bimo.training import Callback, Trainer
-from bimo.training.ids import Shape, are_ids, id_rows
-from bimo.training.inputs import Source, Tell, log_event, mean_loss, peeked, tell_untrained
-from bimo.training.losses import Loss
-from bimo.training.optimizers import OptimizerFactory
-from bimo.training.rows import RowWriter
-from bimo.training.streams import BatchStream
 
-_GENTLE = TrainingSettings(optimizer="adamw", schedule="cosine", min_learning_rate=1e-4, warmup_steps=50)
+if TYPE_CHECKING:  # torch and what brings it: generating from a GGUF file can do without
+    import torch
+
+    from bimo.core.batch import Batch
+    from bimo.core.config import ModelSpec, TrainingSettings
+    from bimo.model.gpt import GPT
+    from bimo.model.heads import LabelHead
+    from bimo.tasks import Task
+    from bimo.training import Callback
+    from bimo.training.inputs import Source, Tell
+    from bimo.training.losses import Loss
+    from bimo.training.optimizers import OptimizerFactory
+    from bimo.training.streams import BatchStream
 
 
 class LM:
     """A language model as a person uses it.
 
     Args:
-        model: The GPT, a torch module: `lm.model(ids)` gives logits (B, T, V).
+        model: The GPT, a torch module: `lm.model(ids)` gives logits (B, T, V); or its weights as they lie in a file,
+            of which the module is made when it is first asked for.
         tokenizer: Text to ids and back; None for a model that came without one.
         source: The folder or file that the model was read from and still equals.
 
     Attributes:
-        model: As given.
         source: As given; None as soon as the model was trained.
         engine_settings: How `generate`, `stream` and `chat` run: backend, threads, cache.
         tasks: What it was trained for.
         label_head: Its head of labels, where it was trained with one.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer | None, source: Path | None = None) -> None:
+    def __init__(self, model: GPT | StoredModel, tokenizer: Tokenizer | None, source: Path | None = None) -> None:
         if tokenizer is not None and tokenizer.vocab_size > model.spec.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model.spec.vocab_size}",
                 mend="Use the tokenizer that the model was trained with.",
             )
-        self.model, self.source = model, source
-        self._tokenizer = tokenizer
+        self._model = None if isinstance(model, StoredModel) else model
+        self._stored = model if isinstance(model, StoredModel) else None
+        self._places_at_first: Any = None
+        self._tokenizer, self.source = tokenizer, source
         self.engine_settings = EngineSettings()
         self.tasks: list[Task] = []
         self.label_head: LabelHead | None = None
         self._made: tuple[Any, Engine] | None = None
+
+    @property
+    def model(self) -> GPT:
+        """The GPT, a torch module."""
+        if self._model is None:
+            assert self._stored is not None, "there is one of both"
+            self._model = self._stored.build()
+            self._stored, self._places_at_first = None, _places(self._model)
+        return self._model
+
+    @model.setter
+    def model(self, model: GPT) -> None:
+        self._model, self._stored, self._places_at_first = model, None, None
+
+    @property
+    def stored(self) -> StoredModel | None:
+        """The weights as they lie in their file; None once the torch module was asked for, which may be changed."""
+        return self._stored
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -119,18 +131,17 @@ class LM:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or sent to another process: not the engine, whose cache and threads live here."""
-        return {**self.__dict__, "_made": None}
+        return {**self.__dict__, "_places_at_first": None, "_made": None}
 
     def _engine(self) -> Engine:
         """The engine of these weights and settings; a new one when they have changed since, in place or by others."""
 
         def state() -> Any:
-            places = ((id(p) if isinstance(p, PackedTensor) else p.data_ptr(), p._version) for p in parameters())
-            return self.engine_settings, tuple(places)
+            places = None if self._model is None else _places(self._model)
+            return self.engine_settings, None if places == self._places_at_first else places
 
-        parameters = self.model.parameters
         if self._made is None or self._made[0] != state():
-            engine = Engine(self.model, self.tokenizer, self.engine_settings)
+            engine = Engine(self, self.tokenizer, self.engine_settings)
             self._made = state(), engine  # the engine may have unpacked the weights
         return self._made[1]
 
@@ -160,7 +171,10 @@ class LM:
             callbacks: See `bimo.training.Callback`.
             validation: What to measure on: like the inputs, a pair of inputs and targets, or a share of the rows.
         """
-        settings = settings or (TrainingSettings() if self.source is None else _GENTLE)
+        from bimo.core.config import TrainingSettings
+        from bimo.training import Trainer
+
+        settings = settings or (TrainingSettings() if self.source is None else TrainingSettings(**_GENTLE))
         self.source = None
         trainer = Trainer(self, settings, loss=loss, optimizer=optimizer, callbacks=callbacks)
         trainer.fit(inputs, targets, epochs=epochs, validation=validation)
@@ -170,18 +184,26 @@ class LM:
         """Shuffled batches; each row is one example, or a piece of a text that is longer than the context."""
         return self.rows_of(inputs, targets).stream(batch_size, seed)
 
-    def rows_of(self, data: Any, targets: Any = None, name: str = "inputs", tell: Tell = log_event) -> Source:
+    def rows_of(self, data: Any, targets: Any = None, name: str = "inputs", tell: Tell | None = None) -> Source:
         """What a user has as rows of ids; see `fit`.
 
         Args:
             data: As `fit` takes it.
             targets: As `fit` takes them.
             name: What to call the data in errors; "validation" takes the held-out part of a prepared run.
-            tell: Told of what is left out.
+            tell: Told of what is left out; None: it is logged.
 
         Raises:
             UserError: Something in it cannot be learned from; its place is named.
         """
+        from bimo.examples.encoding import encode_examples
+        from bimo.examples.kinds import examples_of
+        from bimo.examples.prepared import prepared_rows
+        from bimo.training.ids import Shape, are_ids, id_rows
+        from bimo.training.inputs import log_event, peeked, tell_untrained
+        from bimo.training.rows import RowWriter
+
+        tell = tell or log_event
         T, spec = self.model.spec.context_length, self.model.spec
         prepared = prepared_rows(data, self.fingerprint, T, valid=name == "validation")
         if prepared is not None:
@@ -204,6 +226,11 @@ class LM:
 
     def figures(self, gpt: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """Loss in nats per token and, of text, bits per byte: what `Trainer.fit` measures on its validation data."""
+        import torch
+
+        from bimo.evaluation.metrics import bits_per_byte
+        from bimo.training.inputs import mean_loss
+
         if not self.has_tokenizer:
             return {"loss": mean_loss(gpt, batches)}
         found = bits_per_byte(gpt, batches, torch.from_numpy(self.tokenizer.token_bytes()))
@@ -211,6 +238,8 @@ class LM:
 
     def save(self, folder: str | Path) -> Path:
         """Write the model's folder: weights, configuration, tokenizer; it opens in transformers as it lies."""
+        from bimo.interop import export
+
         return export(self.model, self._tokenizer, Path(folder), "hf", beside=self._beside())
 
     def export(self, output: str | Path, format: str = "", *, dtype: str = "float32") -> Path:
@@ -225,12 +254,17 @@ class LM:
         Raises:
             UserError: The format cannot hold this model; it says why.
         """
+        from bimo.interop import export, format_by_name
+
         output = Path(output)
         format = format or format_by_name(output)
         return export(self.model, self._tokenizer, output, format, dtype, source=self.source, beside=self._beside())
 
     def _beside(self) -> dict[str, bytes]:
         """What stands beside the weights: what the model was trained for."""
+        from bimo.interop.label_heads import head_file
+        from bimo.tasks.saved import tasks_file
+
         return tasks_file(self.tasks) | head_file(self.label_head)
 
 
@@ -245,19 +279,38 @@ def load(name: str | Path) -> LM:
     if not isinstance(name, (str, Path)):
         raise UserError(f"a path must be text, is {type(name).__name__}", mend="For example bimo.load('runs/demo').")
     path = find_model(name)
-    model, tokenizer = open_model(path)
+    model, tokenizer = open_stored(path)
     lm = LM(model, tokenizer, source=path.absolute())
     if path.is_dir():
+        from bimo.interop.label_heads import load_head
+        from bimo.tasks.classification import labels_of
+        from bimo.tasks.saved import saved_tasks
+
         lm.tasks = saved_tasks(path)
-        lm.label_head = load_head(path, model, len(labels_of(lm.tasks)))
+        lm.label_head = load_head(path, model.spec.d_model, len(labels_of(lm.tasks)))
     return lm
 
 
 def new(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int = 0) -> LM:
     """A model with random weights; the vocabulary's size is the tokenizer's."""
+    import torch
+
+    from bimo.model.gpt import GPT
+
     model = GPT(replace(spec, vocab_size=tokenizer.vocab_size))
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return LM(model, tokenizer)
+
+
+_GENTLE: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine", "min_learning_rate": 1e-4, "warmup_steps": 50}
+
+
+def _places(model: GPT) -> Any:
+    """Where each parameter lies and how often it was written to: what changes when a weight does."""
+    from bimo.model.packed import PackedTensor
+
+    places = ((id(p) if isinstance(p, PackedTensor) else p.data_ptr(), p._version) for p in model.parameters())
+    return tuple(places)
 
 
 def _sampling(options: dict[str, Any]) -> SamplingParams:

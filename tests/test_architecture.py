@@ -274,6 +274,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
         "import bimo",
         f"import {CORE}",
         "import bimo.data, bimo.tokenizer",
+        "import bimo.lm, bimo.engine, bimo.interop.gguf, bimo.model.stored",
         "from bimo.cli import main; main(['--help'])",
     ],
 )

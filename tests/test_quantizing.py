@@ -18,7 +18,8 @@ from bimo import GPT, LM, ModelSpec, Tokenizer, TrainingSettings, UserError, loa
 from bimo.cli import main
 from bimo.evaluation.cost import measure_cost
 from bimo.interop.gguf_file import read_gguf
-from bimo.model.blocks import FORMATS, quantize
+from bimo.model.blocks import quantize
+from bimo.model.formats import FORMATS
 from bimo.model.packed import PackedTensor, twin
 from bimo.model.quant import quantize_model
 from bimo.quantizing import Quantized

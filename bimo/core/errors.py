@@ -6,7 +6,6 @@ traceback. `require` turns a missing optional package into such a sentence.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
@@ -29,6 +28,8 @@ class UserError(Exception):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for the closest of the known names, or '' when none is close."""
+    import difflib  # here: nearly everything imports this file, hardly ever to raise
+
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

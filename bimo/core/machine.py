@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
-import shutil
-import statistics
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -81,6 +78,8 @@ def cpu_name() -> str:
     except OSError:
         lines = []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    import platform
+
     return name or platform.processor() or platform.machine()
 
 
@@ -128,6 +127,8 @@ def keep_memory_on_heap() -> bool:
     A training step frees and takes the same activations over and over. glibc gives blocks above a threshold back to the
     system and gets them again as zeroed pages, one page fault per 4 KB: some 5 % of a step here, up to 19 % elsewhere.
     """
+    import platform
+
     if platform.libc_ver()[0] != "glibc":
         return False
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX in malloc.h
@@ -165,6 +166,8 @@ def measure_speed(device: str = "cpu", precision: str = "fp32", seconds: float =
 
 
 def _median_seconds(work: Callable[[], object], device: str, budget_s: float) -> float:
+    import statistics
+
     import torch
 
     # GPUs compute behind our back: without waiting, only the call would be timed.
@@ -205,6 +208,8 @@ def memory_left(cgroups: Path) -> int | None:
 
 def free_disk(path: Path) -> int:
     """Bytes free on the disk that holds the path."""
+    import shutil
+
     return shutil.disk_usage(path).free
 
 

@@ -14,14 +14,15 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bimo.core.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Part = TypeVar("Part")
 
@@ -41,6 +42,8 @@ class Registry:
     @cached_property
     def installed(self) -> dict[str, EntryPoint]:
         """What installed packages bring; read once."""
+        from importlib.metadata import entry_points  # here: most names are ours, and it brings much
+
         return {entry.name: entry for entry in entry_points(group=f"bimo.{self.kind}")}
 
     def names(self) -> list[str]:
@@ -313,6 +316,8 @@ def _free_name(path: Path) -> str:
 def _failure(error: Exception, name: str) -> UserError:
     """What went wrong in a file or module of the user, with the last line of it that was reached."""
     stem = Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).stem == stem]
     where = f"{name}, line {lines[-1]}" if lines else name

@@ -14,9 +14,9 @@ import numpy as np
 
 from bimo.core.errors import UserError
 from bimo.engine.answers import Choice, Completion, Writer
-from bimo.engine.jobs import Job, Rows
+from bimo.engine.jobs import Job
 from bimo.engine.request import Request
-from bimo.engine.runner import Chunk
+from bimo.engine.runner import Chunk, Rows
 from bimo.engine.sampling import Floats, Rules, check_finite, log_total
 from bimo.engine.scheduler import Scheduler
 from bimo.engine.sequence import Sequence

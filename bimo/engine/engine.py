@@ -6,42 +6,31 @@ what else is under way. Control tokens other than the ends are never generated.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import operator
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from bimo.core.errors import UserError
 from bimo.engine.answers import Completion
-from bimo.engine.choosing import choose_runner
+from bimo.engine.choosing import TextModel, as_it_lies, choose_runner, gpt_of, is_gpt
 from bimo.engine.intake import Intake
 from bimo.engine.jobs import Generation, Job
 from bimo.engine.request import Request, SamplingParams, Want
 from bimo.engine.runner import Runner
 from bimo.engine.sampling import Floats
 from bimo.engine.settings import EngineSettings
-from bimo.engine.speculation import check_draft
 from bimo.engine.steps import StepLoop
-from bimo.model.gpt import GPT
-from bimo.model.lora import Adapter
 from bimo.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from bimo.model.gpt import GPT
+    from bimo.model.lora import Adapter
+
 Prompt = str | Sequence[int]
-
-
-class TextModel(Protocol):
-    """A model with its tokenizer: `bimo.LM` is one."""
-
-    model: GPT
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +90,30 @@ class Engine(StepLoop):
         runner: Runner | None = None,
     ) -> None:
         settings = settings or EngineSettings()
-        self.model = model if isinstance(model, GPT) else model.model
-        if tokenizer is None and not isinstance(model, GPT) and getattr(model, "has_tokenizer", True):
-            tokenizer = model.tokenizer
-        self.tokenizer = tokenizer
+        self._source = source = cast(Any, model)
+        if tokenizer is None and not is_gpt(model) and getattr(model, "has_tokenizer", True):
+            tokenizer = source.tokenizer
+        self.tokenizer, self.spec = tokenizer, as_it_lies(model).spec
         small = None
         if draft is not None:
-            gpt = draft if isinstance(draft, GPT) else draft.model
-            check_draft(self.model.spec.vocab_size, gpt.spec.vocab_size)
-            small = gpt, choose_runner(gpt, settings)
+            from bimo.engine.speculation import check_draft
+
+            spec = as_it_lies(draft).spec
+            check_draft(self.spec.vocab_size, spec.vocab_size)
+            small = spec.context_length, choose_runner(draft, settings)
         numbers = {adapter.name: number for number, adapter in enumerate(adapters, start=1)}
         super().__init__(
-            runner or choose_runner(self.model, settings, adapters),
-            Intake(self.model.spec, tokenizer, numbers),
+            runner or choose_runner(model, settings, adapters),
+            Intake(self.spec, tokenizer, numbers),
             settings,
             small,
         )
         self._names = itertools.count(1)
+
+    @property
+    def model(self) -> GPT:
+        """The torch module; it is made when it is first asked for."""
+        return gpt_of(self._source)
 
     def generate(
         self,
@@ -169,6 +165,8 @@ class Engine(StepLoop):
 
     async def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[str, None]:
         """Like `stream`, for `async for`: a thread runs the steps, for all such streams together."""
+        import asyncio  # here: many engines never serve an event loop
+
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         job = self.submit(self.request(prompt, _single(params)))
 
@@ -251,7 +249,7 @@ class Engine(StepLoop):
         if pooling not in ("mean", "last"):
             raise UserError(f"pooling must be mean or last, is {pooling!r}", mend="Choose one of them.")
         rows = self._answers([self.request(text, want=pooling, adapter=adapter) for text in _prompts(texts)])
-        vectors = np.stack(rows) if rows else np.empty((0, self.model.spec.d_model), dtype=np.float32)
+        vectors = np.stack(rows) if rows else np.empty((0, self.spec.d_model), dtype=np.float32)
         if normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 import threading
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bimo.core.errors import UserError, nearest
 from bimo.core.spec import ModelSpec
 from bimo.engine.answers import Writer
-from bimo.engine.beams import BeamSearch
-from bimo.engine.constraints import Constraint, Forms
 from bimo.engine.jobs import Generation, Job, Pooling, Scoring
-from bimo.engine.naive import room_after
-from bimo.engine.request import Request, SamplingParams
+from bimo.engine.request import Request, SamplingParams, room_after
 from bimo.engine.sampling import Ids, Rules, seed_of
 from bimo.engine.sequence import Sequence
 from bimo.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from bimo.engine.constraints import Constraint, Forms
 
 
 class Intake:
@@ -69,10 +69,14 @@ class Intake:
         return Pooling(request, [sequence])
 
     def _generation(self, request: Request, arrival: int) -> Job:
+        import secrets  # here: with a seed, nothing is asked of the system
+
         params = request.params
         seed = secrets.randbits(64) if params.seed is None else params.seed
         forbidden = np.array(sorted(self.forbidden - {*params.stop_ids}), dtype=np.int64)
         if params.beams > 1:
+            from bimo.engine.beams import BeamSearch
+
             rules = Rules(params, seed, self.ends, forbidden)
             return BeamSearch(request, self._sequence(request, (arrival, 0)), rules, self.tokenizer)
         room = room_after(self.spec.context_length, request.prompt)
@@ -95,6 +99,8 @@ class Intake:
 
     @cached_property
     def _forms(self) -> Forms:
+        from bimo.engine.constraints import Forms
+
         assert self.tokenizer is not None, "a request with a form and no tokenizer is refused"
         return Forms(self.tokenizer, self.spec.vocab_size)
 

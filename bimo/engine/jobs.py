@@ -16,13 +16,10 @@ import numpy as np
 from bimo.core.errors import UserError
 from bimo.engine.answers import Completion, Writer
 from bimo.engine.request import Request
-from bimo.engine.runner import Chunk
+from bimo.engine.runner import Chunk, Rows
 from bimo.engine.sampling import DAMAGED, Floats, Rules, check_finite, log_total, next_token
 from bimo.engine.scheduler import Scheduler
 from bimo.engine.sequence import Sequence
-
-Rows = Floats
-"""Outputs of a chunk: logits (n, V) or hidden states (n, C)."""
 
 
 class Job:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from bimo.core.errors import UserError
-from bimo.engine.request import SamplingParams
+from bimo.engine.request import SamplingParams, room_after
 from bimo.engine.sampling import Rules, next_token
 from bimo.model.cache import KVCache
 from bimo.model.gpt import GPT
@@ -50,18 +49,3 @@ def new_tokens(
         if token in ends or token in params.stop_ids:
             return
         text.append(token)
-
-
-def room_after(context_length: int, prompt: Sequence[int]) -> int:
-    """How many tokens can follow a prompt: the last one is not read again, so one more than the context has.
-
-    Raises:
-        UserError: The prompt is empty, or longer than the context.
-    """
-    if not prompt:
-        raise UserError("the prompt has no tokens", mend="Give at least one.")
-    if len(prompt) > context_length:
-        raise UserError(
-            f"the prompt has {len(prompt)} tokens, the model sees at most {context_length}", mend="Shorten the prompt."
-        )
-    return context_length - len(prompt) + 1

@@ -9,22 +9,24 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from bimo.core.machine import available_memory
 from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
 from bimo.engine.kernels.memory import lazy_memory
 from bimo.engine.native_model import NativeModel
-from bimo.engine.runner import Chunk, Stage
-from bimo.engine.settings import EngineSettings
-from bimo.engine.torch_runner import DTYPES, n_blocks
-from bimo.model.gpt import GPT
-from bimo.model.lora import Adapter
+from bimo.engine.runner import Chunk, Rows, Stage
+from bimo.engine.settings import EngineSettings, n_blocks
+from bimo.model.stored import StoredModel
 
+if TYPE_CHECKING:
+    from bimo.model.gpt import GPT
+    from bimo.model.lora import Adapter
+
+_NUMBER_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 _MOST_MARKS = 2**16  # of one step: 8 for each layer and thread, almost
 
 
@@ -39,15 +41,17 @@ class NativeRunner:
     """
 
     def __init__(
-        self, model: GPT, settings: EngineSettings, kernels: Kernels, adapters: Sequence[Adapter] = ()
+        self, model: GPT | StoredModel, settings: EngineSettings, kernels: Kernels, adapters: Sequence[Adapter] = ()
     ) -> None:
         self.kernels, self.block_size = kernels, settings.block_size
         self.name = f"native, {kernels.name}, {kernels.threads} threads"
         self.native = NativeModel(model, kernels, adapters)
         self.vocab_size, self.d_model = model.spec.vocab_size, model.spec.d_model
         self.cache_dtype = self._cache_dtype() if settings.cache_dtype == "auto" else settings.cache_dtype
-        self.n_blocks = n_blocks(model, settings, DTYPES[self.cache_dtype])
         spec, struct = model.spec, self.native.struct
+        head_bytes = spec.head_dim * _NUMBER_BYTES[self.cache_dtype] + 4 * (self.cache_dtype == "int8")  # and its scale
+        token_bytes = 2 * spec.n_layers * spec.n_kv_heads * head_bytes
+        self.n_blocks = n_blocks(spec, settings, available_memory(), token_bytes)
         struct.cache = layout.Cache(
             layout.CACHE_TYPES[self.cache_dtype],
             self.block_size,
@@ -59,12 +63,12 @@ class NativeRunner:
         self._memory = lazy_memory(kernels.call.bimo_cache_bytes(ctypes.byref(struct.cache)))
         struct.cache.data = self._memory.ctypes.data
 
-    def logits(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Logits of the wanted positions in order, float32, (sum of n_outputs, V)."""
+    def logits(self, chunks: Sequence[Chunk]) -> Rows:
+        """Logits of the wanted positions in order, (sum of n_outputs, V)."""
         return self._step(chunks, self.vocab_size, want_hidden=False)
 
-    def hidden(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Last hidden states of the wanted positions, after the final norm, float32, (sum of n_outputs, C)."""
+    def hidden(self, chunks: Sequence[Chunk]) -> Rows:
+        """Last hidden states of the wanted positions, after the final norm, (sum of n_outputs, C)."""
         return self._step(chunks, self.d_model, want_hidden=True)
 
     def copy_block(self, source: int, target: int) -> None:
@@ -95,12 +99,12 @@ class NativeRunner:
         coarse = formats & {layout.FORMATS[name] for name in layout.FOUR_BITS}
         return "int8" if coarse and not biased else "float16"
 
-    def _step(self, chunks: Sequence[Chunk], width: int, *, want_hidden: bool) -> Tensor:
+    def _step(self, chunks: Sequence[Chunk], width: int, *, want_hidden: bool) -> Rows:
         self.native.need_positions(max(chunk.start + len(chunk.tokens) for chunk in chunks))
         ends = list(accumulate(len(chunk.tokens) for chunk in chunks))
         tables = list(accumulate((len(chunk.blocks) for chunk in chunks), initial=0))
         outputs = [row for chunk, end in zip(chunks, ends, strict=True) for row in range(end - chunk.n_outputs, end)]
-        out = torch.empty(len(outputs), width)
+        out = np.empty((len(outputs), width), dtype=np.float32)
         numbers = [
             _int32([token for chunk in chunks for token in chunk.tokens]),
             _int32([chunk.start + i for chunk in chunks for i in range(len(chunk.tokens))]),
@@ -111,7 +115,7 @@ class NativeRunner:
             _int32(outputs),
         ]
         step = layout.Step(
-            ends[-1], len(chunks), len(outputs), int(want_hidden), *(a.ctypes.data for a in numbers), out.data_ptr()
+            ends[-1], len(chunks), len(outputs), int(want_hidden), *(a.ctypes.data for a in numbers), out.ctypes.data
         )
         failed = self.kernels.call.bimo_step(
             self.kernels.machine, self.kernels.table, ctypes.byref(self.native.struct), ctypes.byref(step)

@@ -1,59 +1,87 @@
-"""A GPT laid out for the native kernels: its weights where they lie, or as panels, and every choice as a number."""
+"""A GPT laid out for the native kernels: its weights where they lie, or as panels, and every choice as a number.
+
+Loads no torch, but for adapters, and for formats that the kernels do not know.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
 from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
 from bimo.engine.kernels.memory import Arena, MappedFiles
-from bimo.model.attention import Attention
-from bimo.model.blocks import FORMATS, dequantize
-from bimo.model.feedforward import GEGLU, GELU, Gated, GEGLUErf, GELUErf, ReGLU, ReLU, SwiGLU
-from bimo.model.gpt import GPT, Block
-from bimo.model.layers import LayerNorm, RMSNorm, RMSNorm1p
-from bimo.model.lora import Adapter, check_adapters
-from bimo.model.packed import PackedTensor
-from bimo.model.positions import Learned, NoPositions, Rotary
+from bimo.model.formats import FORMATS
+from bimo.model.frequencies import rotation
+from bimo.model.shapes import BLOCK_NORMS
+from bimo.model.stored import Bytes, StoredModel, StoredTensor
 
-_ACTIVATIONS: dict[type[nn.Module], str] = {
-    SwiGLU: "silu",
-    GEGLU: "gelu_tanh",
-    GEGLUErf: "gelu_erf",
-    ReGLU: "relu",
-    GELU: "gelu_tanh",
-    GELUErf: "gelu_erf",
-    ReLU: "relu",
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bimo.core.spec import ModelSpec
+    from bimo.model.gpt import GPT
+    from bimo.model.lora import Adapter
+
+_ACTIVATIONS = {
+    "swiglu": "silu",
+    "geglu": "gelu_tanh",
+    "geglu_erf": "gelu_erf",
+    "reglu": "relu",
+    "gelu": "gelu_tanh",
+    "gelu_erf": "gelu_erf",
+    "relu": "relu",
 }
-_FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_KNOWN = (GPT, Block, Attention, *_ACTIVATIONS, RMSNorm, RMSNorm1p, LayerNorm, Learned, NoPositions, Rotary)
-_TORCH = (nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList, nn.Identity)
 
 
-def reason_against(model: GPT, adapters: Sequence[Adapter] = ()) -> str:
+def reason_against(model: GPT | StoredModel, adapters: Sequence[Adapter] = ()) -> str:
     """Why the native kernels cannot run a model with these adapters; '' when they can."""
     spec = model.spec
+    of_modules = _of_parts(spec) if isinstance(model, StoredModel) else _of_modules(model)
+    if of_modules:
+        return of_modules
+    if spec.rope_scaling.kind == "longrope":
+        return "its rotary frequencies change with the length of a text (longrope)"
+    outside = [path for adapter in adapters for path in adapter.parts if not path.startswith("layers.")]
+    if outside:
+        return f"an adapter changes {outside[0]}"
+    return ""
+
+
+def _of_parts(spec: ModelSpec) -> str:
+    sparse = next((layer for layer in range(spec.n_layers) if spec.sparse(layer)), None)
+    return "" if sparse is None else f"layers.{sparse}.mlp is a MixtureOfExperts, which they do not know"
+
+
+def _of_modules(model: GPT) -> str:
+    import torch
+    from torch import nn
+
+    from bimo.core.registry import REGISTRIES
+    from bimo.model.gpt import GPT, Block
+    from bimo.model.packed import PackedTensor
+
+    spec = model.spec
+    known: list[type] = [GPT, Block, nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList, nn.Identity]
+    for kind in ("attention", "feedforward", "norm", "positions"):  # what the spec says, and nothing in its place
+        if getattr(spec, kind) in REGISTRIES[kind].ours:
+            known.append(REGISTRIES[kind].get(getattr(spec, kind)))
     for name, module in model.named_modules():
-        if type(module) not in (*_KNOWN, *_TORCH):
+        if type(module) not in known:
             return f"{name} is a {type(module).__name__}, which they do not know"
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has a forward hook"
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
             return f"the weights are on {parameter.device.type}"
-        if not isinstance(parameter, PackedTensor) and parameter.dtype not in _FLOATS:
+        floats = (torch.float32, torch.float16, torch.bfloat16)
+        if not isinstance(parameter, PackedTensor) and parameter.dtype not in floats:
             return f"{name} is {str(parameter.dtype).removeprefix('torch.')}"
-    if spec.rope_scaling.kind == "longrope":
-        return "its rotary frequencies change with the length of a text (longrope)"
-    outside = [path for adapter in adapters for path in adapter.parts if not path.startswith("layers.")]
-    if outside:
-        return f"an adapter changes {outside[0]}"
     return ""
 
 
@@ -63,32 +91,35 @@ class NativeModel:
     Args:
         model: A model that `reason_against` has nothing against.
         kernels: Whose panels it is packed into.
-        adapters: LoRA adapters, numbered from 1.
+        adapters: LoRA adapters of a torch model, numbered from 1.
     """
 
-    def __init__(self, model: GPT, kernels: Kernels, adapters: Sequence[Adapter] = ()) -> None:
-        self.model, self.kernels = model, kernels
+    def __init__(self, model: GPT | StoredModel, kernels: Kernels, adapters: Sequence[Adapter] = ()) -> None:
+        self.kernels = kernels
+        self.stored = stored = model if isinstance(model, StoredModel) else StoredModel.of(model)
         self._kept: list[Any] = []
-        self._matrices: dict[int, layout.Matrix] = {}
+        self._matrices: dict[StoredTensor, layout.Matrix] = {}
         self._n_positions = 0
-        weights = {id(parameter): parameter for parameter in model.parameters()}.values()
-        self._arena = Arena(self._panel_bytes(*_stored(weight)) for weight in weights if weight.dim() == 2)
-        self._files = MappedFiles()
-        blocks = list(model.blocks())
-        spec, first = model.spec, blocks[0]
-        self.layers = (layout.Layer * len(blocks))(*(self._layer(block) for block in blocks))
+        matrices = {tensor for tensor in stored.tensors.values() if len(tensor.shape) == 2}
+        self._arena = Arena(self._panel_bytes(_kernel_format(tensor), tensor.shape) for tensor in matrices)
+        self._files, self._packed = MappedFiles(), list[Bytes]()
+        spec = self.spec = stored.spec
+        embeddings, head = self._matrix("embed_tokens"), self._matrix("lm_head")  # first: they are the largest
+        self._let_go()
+        self.layers = (layout.Layer * stored.n_layers)(*map(self._layer, range(stored.n_layers)))
         across = spec.qk_norm and spec.qk_norm_across_heads
+        learned = stored.tensors.get("embed_positions.weight")
         self.struct = layout.Model(
-            n_layers=len(blocks),
+            n_layers=stored.n_layers,
             d_model=spec.d_model,
             n_heads=spec.n_heads,
             n_kv_heads=spec.n_kv_heads,
             head_dim=spec.head_dim,
             d_ff=spec.d_ff,
             vocab_size=spec.vocab_size,
-            norm_kind=layout.LAYER if isinstance(model.norm, LayerNorm) else layout.RMS,
+            norm_kind=layout.LAYER if spec.norm == "layernorm" else layout.RMS,
             head_norm=layout.ACROSS_HEADS if across else layout.EACH_HEAD if spec.qk_norm else layout.NO_HEAD_NORM,
-            activation=layout.ACTIVATIONS[_ACTIVATIONS[type(first.mlp)]],
+            activation=layout.ACTIVATIONS[_ACTIVATIONS[spec.feedforward]],
             pairs=-(-spec.rotary_dim // 2),
             parallel_blocks=int(spec.parallel_blocks),
             norm_eps=spec.norm_eps,
@@ -97,67 +128,78 @@ class NativeModel:
             embedding_scale=spec.embedding_scale,
             logit_softcap=spec.logit_softcap,
             layers=self.layers,
-            embeddings=self._matrix(model.embed_tokens),
-            head=self._matrix(model.lm_head),
-            norm=self._norm(model.norm),
-            learned_positions=self._learned(),
-            adapters=self._adapters(adapters, len(blocks)),
+            embeddings=embeddings,
+            head=head if "lm_head.weight" in stored.tensors else embeddings,
+            norm=self._norm("norm"),
+            learned_positions=None if learned is None else self._floats(learned.floats()),
+            adapters=self._adapters(model, adapters),
         )
         self.need_positions(min(spec.context_length, 1024))
 
     def need_positions(self, count: int) -> None:
         """Let there be rotary angles for texts of so many tokens."""
-        if count <= self._n_positions or not isinstance(self.model.embed_positions, Rotary):
+        spec = self.spec
+        if count <= self._n_positions or spec.positions != "rotary":
             return
-        self._n_positions = min(max(count, 2 * self._n_positions), self.model.spec.context_length)
-        steps = torch.arange(self._n_positions)[None]
+        self._n_positions = min(max(count, 2 * self._n_positions), spec.context_length)
         angles = {}
-        for windowed in {block.kind[0] for block in self.model.blocks()}:
-            cosine, sine = self.model.embed_positions.rotation(steps, windowed=windowed)
+        for windowed in {spec.windowed(number) for number in range(len(self.layers))}:
+            cosine, sine = rotation(spec, self._n_positions, windowed=windowed)
             angles[windowed] = (self._floats(cosine), self._floats(sine))
-        for layer, block in zip(self.layers, self.model.blocks(), strict=True):
-            windowed, rotated = block.kind
-            if rotated:
-                layer.cosine, layer.sine = angles[windowed]
+        for number, layer in enumerate(self.layers):
+            if spec.rotated(number):
+                layer.cosine, layer.sine = angles[spec.windowed(number)]
 
-    def _layer(self, block: Block) -> layout.Layer:
-        attention, mlp = cast(Attention, block.self_attn), cast(Any, block.mlp)
-        gate = self._matrix(mlp.gate_proj) if isinstance(mlp, Gated) else layout.Matrix()
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        matrices = [*map(self._matrix, projections), gate, self._matrix(mlp.up_proj), self._matrix(mlp.down_proj)]
-        norms = [self._norm(getattr(block, name)) if name else layout.Norm() for name in block.norm_names]
+    def _layer(self, number: int) -> layout.Layer:
+        spec, path = self.spec, f"layers.{number}"
+        projections = (
+            *(f"self_attn.{part}_proj" for part in "qkvo"),
+            *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
+        )
+        matrices = [self._matrix(f"{path}.{name}") for name in projections]
+        norms = [self._norm(f"{path}.{name}") if name else layout.Norm() for name in BLOCK_NORMS[spec.norm_placement]]
+        self._let_go()
         return layout.Layer(
             matrices=(layout.Matrix * len(matrices))(*matrices),
             norms=(layout.Norm * 4)(*norms),
-            q_norm=self._norm(attention.q_norm),
-            k_norm=self._norm(attention.k_norm),
-            window=self.model.spec.window if block.kind[0] else 0,
+            q_norm=self._norm(f"{path}.self_attn.q_norm"),
+            k_norm=self._norm(f"{path}.self_attn.k_norm"),
+            window=spec.window if spec.windowed(number) else 0,
         )
 
-    def _matrix(self, module: nn.Module) -> layout.Matrix:
-        weight = module.weight
-        assert isinstance(weight, Tensor), "a linear layer or an embedding has a weight"
-        matrix = self._matrices.get(id(weight))
+    def _matrix(self, path: str) -> layout.Matrix:
+        """A linear layer or an embedding; nothing for one that the model does not have."""
+        weight, bias = (self.stored.tensors.get(f"{path}.{leaf}") for leaf in ("weight", "bias"))
+        if weight is None:
+            return layout.Matrix()
+        matrix = self._matrices.get(weight)
         if matrix is None:
-            matrix = self._matrices[id(weight)] = self._laid_out(weight)
-            self._kept.append(weight)  # an id is only good while its object lives
-        bias = getattr(module, "bias", None)
+            matrix = self._matrices[weight] = self._laid_out(weight)
         if bias is None:
             return matrix
-        return layout.Matrix(matrix.format, matrix.rows, matrix.columns, matrix.data, self._floats(bias))
+        address = self._floats(bias.floats())
+        return layout.Matrix(matrix.format, matrix.rows, matrix.columns, matrix.data, address)
 
-    def _laid_out(self, weight: Tensor) -> layout.Matrix:
-        name, data, (rows, columns) = _stored(weight)
-        size = self._panel_bytes(name, data, weight.shape)
+    def _laid_out(self, weight: StoredTensor) -> layout.Matrix:
+        name, (rows, columns) = _kernel_format(weight), weight.shape
+        data, size = _converted(weight), self._panel_bytes(name, weight.shape)
         if not size:
             self._kept.append(data)
-            return layout.Matrix(layout.FORMATS[name], rows, columns, data.data_ptr(), None)
+            return layout.Matrix(layout.FORMATS[name], rows, columns, data.ctypes.data, None)
         call, kernels, address = self.kernels.call, self.kernels, self._arena.take(size)
-        call.bimo_pack(kernels.machine, layout.FORMATS[name], data.data_ptr(), rows, columns, kernels.width, address)
-        self._files.let_go(data.data_ptr(), data.numel())  # the panels are what is read from now on
+        call.bimo_pack(kernels.machine, layout.FORMATS[name], data.ctypes.data, rows, columns, kernels.width, address)
+        self._packed.append(weight.rows)
         return layout.Matrix(layout.FORMATS[name], rows, columns, address, None)
 
-    def _panel_bytes(self, name: str, data: Tensor, shape: Sequence[int]) -> int:
+    def _let_go(self) -> None:
+        """Give back what was mapped of the file: panels are what is read from now on.
+
+        The system maps pages around each that is read: those of the layer before have come back.
+        """
+        for rows in self._packed[-2 * len(layout.PLACES) :]:
+            self._files.let_go(rows.ctypes.data, rows.nbytes)
+
+    def _panel_bytes(self, name: str, shape: Sequence[int]) -> int:
         """Bytes of a matrix in panels; 0 when it is read where it lies."""
         if name not in layout.BLOCKS:
             return 0
@@ -165,49 +207,62 @@ class NativeModel:
         width = self.kernels.width
         return int(-(-rows // width) * self.kernels.call.bimo_panel_bytes(layout.FORMATS[name], columns, width))
 
-    def _norm(self, module: nn.Module) -> layout.Norm:
-        if isinstance(module, nn.Identity):
+    def _norm(self, path: str) -> layout.Norm:
+        weight, bias = (self.stored.tensors.get(f"{path}.{leaf}") for leaf in ("weight", "bias"))
+        if weight is None:
             return layout.Norm()
-        weight = cast(Tensor, module.weight).detach().float() + getattr(module, "offset", 0.0)
-        bias = getattr(module, "bias", None)
-        return layout.Norm(self._floats(weight), None if bias is None else self._floats(bias))
+        numbers = weight.floats() + np.float32(self.spec.norm == "rmsnorm_1p")
+        return layout.Norm(self._floats(numbers), None if bias is None else self._floats(bias.floats()))
 
-    def _learned(self) -> int | None:
-        positions = self.model.embed_positions
-        return self._floats(positions.weight) if isinstance(positions, Learned) else None
+    def _adapters(self, model: GPT | StoredModel, adapters: Sequence[Adapter]) -> Any:
+        if not adapters:
+            return None
+        from bimo.model.lora import check_adapters
 
-    def _adapters(self, adapters: Sequence[Adapter], n_layers: int) -> Any:
-        check_adapters(self.model, adapters)
+        assert not isinstance(model, StoredModel), "adapters come with a torch model, which they are checked against"
+        check_adapters(model, adapters)
+        n_layers = self.stored.n_layers
         table = (layout.LowRank * (len(adapters) * n_layers * len(layout.PLACES)))()
         for number, adapter in enumerate(adapters):
             for path, part in adapter.parts.items():
                 layer, place = int(path.split(".")[1]), layout.PLACES.index(path.rpartition(".")[2])
                 entry = table[(number * n_layers + layer) * len(layout.PLACES) + place]
-                entry.a, entry.b = self._floats(part.down), self._floats(part.up)
+                entry.a, entry.b = (self._floats(m.detach().float().contiguous().numpy()) for m in (part.down, part.up))
                 entry.scale, entry.rank = part.scale, part.down.shape[0]
-        return ctypes.cast(table, ctypes.POINTER(layout.LowRank)) if adapters else None
+        return ctypes.cast(table, ctypes.POINTER(layout.LowRank))
 
-    def _floats(self, tensor: Tensor) -> int:
-        """Address of a float32 copy, or of the tensor itself."""
-        plain = tensor.detach().float().contiguous()
-        self._kept.append(plain)
-        return plain.data_ptr()
+    def _floats(self, numbers: NDArray[np.float32]) -> int:
+        """Address of float32 numbers, which are kept."""
+        assert numbers.dtype == np.float32, "as the kernels read them"
+        assert numbers.flags.c_contiguous, "one after the other"
+        self._kept.append(numbers)
+        return int(numbers.ctypes.data)
 
 
-def _stored(weight: Tensor) -> tuple[str, Tensor, Sequence[int]]:
-    """Format, contiguous data and shape of a matrix as the kernels can take it."""
-    if not isinstance(weight, PackedTensor):
-        return _FLOATS[weight.dtype], weight.detach().contiguous(), weight.shape
-    name, rows = weight.format.name, weight.rows.contiguous()
-    if name == "Q5_0":
-        return "Q8_0", _widened(rows), weight.shape
-    if name not in layout.FORMATS:
-        return "F32", dequantize(rows, weight.format), weight.shape
-    return name, rows, weight.shape
+def _kernel_format(weight: StoredTensor) -> str:
+    """The format in which the kernels take a matrix."""
+    name = weight.format.name
+    return name if name in layout.FORMATS else "Q8_0" if name == "Q5_0" else "F32"
+
+
+def _converted(weight: StoredTensor) -> Bytes:
+    """The rows of a matrix in that format, contiguous."""
+    if weight.format.name in layout.FORMATS:
+        return weight.ordered()
+    if weight.format.name != "Q5_0":
+        return weight.floats().view(np.uint8)
+    import torch
+
+    widened: Bytes = _widened(torch.from_numpy(weight.ordered())).numpy()
+    return widened
 
 
 def _widened(rows: Tensor) -> Tensor:
     """Q5_0 blocks as Q8_0: the same scale, numbers of five bits in bytes; exact."""
+    import torch
+
+    from bimo.model.blocks import dequantize
+
     blocks = rows.reshape(-1, FORMATS["Q5_0"].block_bytes)
     numbers = dequantize(
         torch.cat((torch.tensor([0, 60], dtype=torch.uint8).expand(len(blocks), 2), blocks[:, 2:]), 1), FORMATS["Q5_0"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bimo.core.errors import UserError
 from bimo.core.settings import Settings
 
 Want = Literal["generate", "score", "mean", "last"]
@@ -138,3 +139,18 @@ class Request:
     want: Want = "generate"
     adapter: str = ""
     n_context: int = 0
+
+
+def room_after(context_length: int, prompt: Sequence[int]) -> int:
+    """How many tokens can follow a prompt: the last one is not read again, so one more than the context has.
+
+    Raises:
+        UserError: The prompt is empty, or longer than the context.
+    """
+    if not prompt:
+        raise UserError("the prompt has no tokens", mend="Give at least one.")
+    if len(prompt) > context_length:
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens, the model sees at most {context_length}", mend="Shorten the prompt."
+        )
+    return context_length - len(prompt) + 1

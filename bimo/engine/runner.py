@@ -1,4 +1,4 @@
-"""The seam between policy and tensors: what a step reads, and what can run it.
+"""The seam between policy and arrays: what a step reads, and what can run it.
 
 A step is a ragged batch: every sequence that takes part contributes a `Chunk`, a whole prompt, a piece of one, or its
 newest token. All of them go through the model together. A `Runner` owns the paged cache: keys and values lie in blocks
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]
+"""Outputs of a step, one row for each position: logits (n, V) or hidden states (n, C)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,12 @@ class Runner(Protocol):
     block_size: int
     n_blocks: int
 
-    def logits(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Run a step; logits of the wanted positions in order, float32 on the CPU, (sum of n_outputs, V)."""
+    def logits(self, chunks: Sequence[Chunk]) -> Rows:
+        """Run a step; logits of the wanted positions in order, (sum of n_outputs, V)."""
         ...
 
-    def hidden(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Run a step; last hidden states, after the final norm, of the wanted positions, float32, (…, C)."""
+    def hidden(self, chunks: Sequence[Chunk]) -> Rows:
+        """Run a step; last hidden states, after the final norm, of the wanted positions, (…, C)."""
         ...
 
     def copy_block(self, source: int, target: int) -> None:

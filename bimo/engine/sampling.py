@@ -16,14 +16,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bimo.core.errors import UserError
-from bimo.engine.constraints import Constraint
 from bimo.engine.kernels import Kernels, NoKernelsError, layout, load_kernels
 from bimo.engine.request import SamplingParams
+
+if TYPE_CHECKING:
+    from bimo.engine.constraints import Constraint
 
 Floats = NDArray[np.floating]
 Ids = NDArray[np.int64]

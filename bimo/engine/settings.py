@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bimo.core.settings import Settings
+from bimo.core.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,18 @@ class EngineSettings(Settings):
         if self.block_size % 16:
             found.append(f"block_size must be a multiple of 16, is {self.block_size}")
         return found
+
+
+def n_blocks(spec: ModelSpec, settings: EngineSettings, free_bytes: int, token_bytes: int) -> int:
+    """How many blocks the cache has: as told, or for `max_running` texts within a quarter of the free memory.
+
+    Args:
+        spec: The model.
+        settings: What was asked for.
+        free_bytes: Memory that can still be had; 0: unknown.
+        token_bytes: What a token takes in the cache.
+    """
+    tokens = settings.cache_tokens or settings.max_running * spec.context_length
+    if not settings.cache_tokens and free_bytes:
+        tokens = min(tokens, free_bytes // 4 // token_bytes)
+    return max(1, -(-tokens // settings.block_size))

@@ -160,7 +160,7 @@ class DraftModel:
                     draft.read += text[start:stop]
             if not chunks:
                 return written
-            rows = self.runner.logits(chunks).numpy()
+            rows = self.runner.logits(chunks)
             for sequence, row in zip(finished, rows, strict=True):
                 text = texts[sequence]
                 try:

@@ -11,19 +11,21 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bimo.core.errors import UserError
 from bimo.engine.blocks import BlockPool
 from bimo.engine.intake import Intake
-from bimo.engine.jobs import Generation, Job, Rows
+from bimo.engine.jobs import Generation, Job
 from bimo.engine.request import Request
-from bimo.engine.runner import Chunk, Runner
+from bimo.engine.runner import Chunk, Rows, Runner
 from bimo.engine.sampling import Rules
 from bimo.engine.scheduler import Scheduler
 from bimo.engine.sequence import Sequence
 from bimo.engine.settings import EngineSettings
-from bimo.engine.speculation import DraftModel, Guesser, PromptLookup
-from bimo.model.gpt import GPT
+
+if TYPE_CHECKING:
+    from bimo.engine.speculation import Guesser
 
 Planned = tuple[Sequence, Chunk]
 _REMEMBERED_STEPS = 64
@@ -63,25 +65,27 @@ class StepLoop:
         runner: Runs the model.
         intake: Makes jobs of requests.
         settings: Memory and batch.
-        draft: A small model that guesses.
+        draft: A small model that guesses: the tokens that it sees, and what runs it.
 
     Attributes:
         jobs: Requests under way, by id.
     """
 
     def __init__(
-        self, runner: Runner, intake: Intake, settings: EngineSettings, draft: tuple[GPT, Runner] | None = None
+        self, runner: Runner, intake: Intake, settings: EngineSettings, draft: tuple[int, Runner] | None = None
     ) -> None:
         self.runner, self.intake, self.settings = runner, intake, settings
         self.pool = BlockPool(runner.n_blocks, runner.block_size, share=settings.share_prefixes)
         self.scheduler = Scheduler(self.pool, settings, runner.stretch)
         self.guesser: Guesser | None = None
+        if settings.guess_tokens or draft is not None:
+            from bimo.engine.speculation import DraftModel, PromptLookup
         if settings.guess_tokens and draft is None:
             self.guesser = PromptLookup(settings.guess_tokens)
         elif draft is not None:
             self.guesser = DraftModel(
                 draft[1], self._rules_of, most=settings.guess_tokens or 4, step_tokens=settings.step_tokens,
-                context_length=draft[0].spec.context_length,
+                context_length=draft[0],
             )  # fmt: skip
         self.jobs: dict[str, Job] = {}
         self._door = threading.Lock()  # held for a moment
@@ -210,7 +214,7 @@ class StepLoop:
             if not part:
                 continue
             try:
-                rows = run([chunk for _, chunk in part]).numpy()
+                rows = run([chunk for _, chunk in part])
             except Exception as error:  # one of them is to blame: each alone, and who fails gets the error
                 if len(part) == 1:
                     self._fail(part[0][0].job, _as_user_error(error))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bimo.core.machine import available_memory
-from bimo.engine.runner import Chunk
-from bimo.engine.settings import EngineSettings
+from bimo.engine.runner import Chunk, Rows
+from bimo.engine.settings import EngineSettings, n_blocks
 from bimo.model.backends import AttnContext
 from bimo.model.gpt import GPT
 from bimo.model.lora import Adapter, AdapterSet
@@ -43,24 +43,25 @@ class TorchRunner:
         weight = model.lm_head.weight
         self.device, self.adapters = weight.device, AdapterSet(model, adapters)
         dtype = DTYPES.get(settings.cache_dtype, weight.dtype)
-        self.n_blocks = n_blocks(model, settings, dtype)
+        free = _free_memory(self.device)
+        self.n_blocks = n_blocks(model.spec, settings, free, PagedCache.bytes_per_token(model.spec, dtype))
         self.cache = PagedCache(model.spec, self.n_blocks, self.block_size, device=self.device, dtype=dtype)
         self.name = f"torch on {self.device}: every model and every device"
 
     @torch.inference_mode()
-    def logits(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Run a step; logits of the wanted positions in order, float32 on the CPU, (sum of n_outputs, V)."""
+    def logits(self, chunks: Sequence[Chunk]) -> Rows:
+        """Run a step; logits of the wanted positions in order, float32, (sum of n_outputs, V)."""
         hidden = self._run(chunks)
         if not len(hidden):
-            return torch.empty(0, self.model.spec.vocab_size)
+            return torch.empty(0, self.model.spec.vocab_size).numpy()
         numbers = [chunk.adapter for chunk in chunks for _ in range(chunk.n_outputs)]
         with self.adapters.chosen(numbers):
-            return self.model.logits(hidden).float().cpu()
+            return self.model.logits(hidden).float().cpu().numpy()
 
     @torch.inference_mode()
-    def hidden(self, chunks: Sequence[Chunk]) -> Tensor:
+    def hidden(self, chunks: Sequence[Chunk]) -> Rows:
         """Run a step; last hidden states of the wanted positions in order, float32, (sum of n_outputs, C)."""
-        return self._run(chunks).float().cpu()
+        return self._run(chunks).float().cpu().numpy()
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of a block, all layers."""
@@ -182,17 +183,6 @@ class _Rows:
         behind = self.steps[:, :, None] - places[:, None, :]  # (B, T, S)
         mask = (behind >= 0) & (behind < window) if window else behind >= 0
         return slots, mask[:, None]
-
-
-def n_blocks(model: GPT, settings: EngineSettings, dtype: torch.dtype) -> int:
-    """How many blocks the cache has: as told, or for `max_running` texts within a quarter of the free memory."""
-    spec, size = model.spec, settings.block_size
-    tokens = settings.cache_tokens or settings.max_running * spec.context_length
-    if not settings.cache_tokens:
-        free = _free_memory(model.lm_head.weight.device)
-        if free:
-            tokens = min(tokens, free // 4 // PagedCache.bytes_per_token(spec, dtype))
-    return max(1, -(-tokens // size))
 
 
 def _free_memory(device: torch.device) -> int:

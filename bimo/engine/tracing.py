@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
-
 from bimo.engine.engine import Engine
-from bimo.engine.jobs import Job, Rows
-from bimo.engine.runner import Chunk, Runner, Stage
+from bimo.engine.jobs import Job
+from bimo.engine.runner import Chunk, Rows, Runner, Stage
 from bimo.engine.sequence import Sequence as Text
 
 _PHASES = "engine"
@@ -119,14 +117,14 @@ class _TracedRunner:
         self.runner, self.runs = runner, runs
         self.name, self.block_size, self.n_blocks = runner.name, runner.block_size, runner.n_blocks
 
-    def logits(self, chunks: Sequence[Chunk]) -> Tensor:
+    def logits(self, chunks: Sequence[Chunk]) -> Rows:
         """See `Runner`."""
         start = time.perf_counter_ns()
         found = self.runner.logits(chunks)
         self._ran(start, chunks)
         return found
 
-    def hidden(self, chunks: Sequence[Chunk]) -> Tensor:
+    def hidden(self, chunks: Sequence[Chunk]) -> Rows:
         """See `Runner`."""
         start = time.perf_counter_ns()
         found = self.runner.hidden(chunks)

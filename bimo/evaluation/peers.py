@@ -10,7 +10,7 @@ from pathlib import Path
 from bimo.core.errors import UserError
 from bimo.evaluation.contenders import LlamaCppContender, Maker, TransformersContender
 from bimo.interop import export
-from bimo.interop.gguf import EXPORTS
+from bimo.interop.gguf_writing import EXPORTS
 from bimo.model.gpt import GPT
 from bimo.model.packed import PackedTensor
 from bimo.tokenizer import Tokenizer

@@ -40,8 +40,7 @@ from bimo.evaluation.slopes import slopes_of_model, slopes_of_parts
 from bimo.evaluation.texts import compare_tokenizers
 from bimo.evaluation.transformers_reference import TransformersReference
 from bimo.interop import find_model, open_model, save_model
-from bimo.interop.families import family_of
-from bimo.interop.tensors import PLAIN
+from bimo.interop.families import PLAIN, family_of
 from bimo.model.gpt import GPT
 from bimo.model.packed import unpack
 from bimo.tokenizer import Tokenizer
@@ -80,8 +79,8 @@ def verify(
         lm: The model, in float32, or where it lies. Packed weights are unpacked.
         references: "numpy"; "transformers" and, for GGUF files, "llama.cpp", which are left out where they are not
             installed or know no such model. Without any, the verdict says that nothing is proven.
-        formats: The exports to make and compare: "hf" and names of `interop.gguf.EXPORTS`; those that cannot hold this
-            model are left out.
+        formats: The exports to make and compare: "hf" and names of `interop.gguf_writing.EXPORTS`; those that cannot
+            hold this model are left out.
         seed: Of the random ids.
         on_finding: Called with each finding as soon as it is there.
 

@@ -12,15 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from bimo.core.errors import UserError
 from bimo.core.settings import field_names
 from bimo.core.spec import ModelSpec, RopeScaling
-from bimo.interop.families import Family, canonical
-from bimo.interop.tensors import TensorNames
-from bimo.model.gpt import GPT
-from bimo.model.positions import base_frequencies, scaled_frequencies
+from bimo.interop.tensors import PlainLayout, TensorNames
+from bimo.model.shapes import parameter_shapes
 
 _BLOCK = {
     "layers": "blk",
@@ -78,8 +75,7 @@ class Architecture:
 
     def tensor_names(self, spec: ModelSpec, shapes: Mapping[str, Any]) -> TensorNames:
         """Where each of our parameters lies in a file."""
-        words = Family(self.name, "", {}, (), names=self.names, prefix="", fused=self.fused)
-        return TensorNames(words, spec, shapes)
+        return TensorNames(PlainLayout(self.names, self.fused), spec, shapes)
 
 
 _PLAIN: dict[str, Any] = {"qk_norm": False}
@@ -176,8 +172,7 @@ def architecture_of(spec: ModelSpec) -> Architecture:
     Raises:
         UserError: There is none.
     """
-    with torch.device("meta"):
-        shapes = {n: tuple(p.shape) for n, p in GPT(spec).named_parameters()}
+    shapes = parameter_shapes(spec)
     wanted = _comparable(spec)
     nearest: list[str] | None = None
     name = ""
@@ -336,6 +331,11 @@ def _as_factors(spec: ModelSpec) -> ModelSpec:
     """The spec with Llama 3's scaling said as factors, float32 as in a file."""
     scaling = spec.rope_scaling
     if scaling.kind == "llama3":
+        from bimo.model.positions import (
+            base_frequencies,
+            scaled_frequencies,
+        )  # here: torch, which reading can do without
+
         plain = base_frequencies(spec.rope_theta, spec.rotary_dim)
         factors = tuple((plain / scaled_frequencies(plain, spec, long=False)).tolist())
         scaling = RopeScaling("longrope", original_context=1, short_factors=factors, long_factors=factors)
@@ -349,6 +349,8 @@ def _as_factors(spec: ModelSpec) -> ModelSpec:
 
 def _comparable(spec: ModelSpec) -> ModelSpec:
     """What of a spec a file can tell: numbers as float32 gives them back, scaling as factors."""
+    from bimo.interop.families import canonical  # here: the tables of all families, which only writing needs
+
     spec = _as_factors(canonical(spec))
     scaling = spec.rope_scaling
     if scaling.kind == "longrope" and scaling.short_factors == scaling.long_factors:

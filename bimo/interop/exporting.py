@@ -10,11 +10,11 @@ from typing import Any
 
 from bimo.core.artifacts import write_folder
 from bimo.core.errors import UserError, nearest
-from bimo.interop.gguf import EXPORTS, save_gguf
 from bimo.interop.gguf_file import read_gguf
+from bimo.interop.gguf_writing import EXPORTS, save_gguf
 from bimo.interop.huggingface import DTYPES, save_model
 from bimo.interop.onnx import save_onnx
-from bimo.model.blocks import FORMATS as BLOCK_FORMATS
+from bimo.model.formats import FORMATS as BLOCK_FORMATS
 from bimo.model.gpt import GPT
 from bimo.tokenizer import Tokenizer
 

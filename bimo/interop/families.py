@@ -278,6 +278,10 @@ FAMILIES = (
 )
 
 
+PLAIN = Family("bimo", "BimoForCausalLM", fixed={}, aspects=())
+"""Our own names, under the prefix that Hugging Face checkpoints have."""
+
+
 def family_of(spec: ModelSpec) -> Family | None:
     """The family that computes what the spec says; None when only bimo does."""
     return next((family for family in FAMILIES if family.says(spec)), None)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from bimo.core.errors import UserError
-from bimo.model.blocks import FORMATS
+from bimo.model.formats import FORMATS
 
 ALIGNMENT = 32
 _AGAIN = "Download or export the file again."
@@ -28,6 +28,7 @@ _MOST_ENTRIES, _MOST_TENSORS = 2**16, 2**17
 _LONGEST_HEADER = 2**26  # bytes; a vocabulary of 256,000 tokens with its merges needs some 16 MB
 _LONGEST_NAME, _LONGEST_TEXT = 2**12, 2**20  # bytes
 _MOST_MEMORY = 96_000_000  # bytes; 260,000 tokens with twice as many merges take 85 MB
+_USUAL_TEXT = 16  # bytes of a token or a merge, or fewer, on average
 _SHORT = 64  # bytes of a text that takes no more than _PER_TEXT
 _PER_TEXT, _PER_NUMBER, _PER_TENSOR = 96, 40, 400  # bytes of memory, with what is mapped of the file
 _LARGEST_TENSOR = 2**48  # numbers
@@ -182,7 +183,11 @@ class _Header:
         return [bool(value) for value in values]
 
     def texts(self, count: int, key: str) -> list[str]:
-        """Many texts at once; this loop is most of the time of opening a file."""
+        """Many texts; those of a vocabulary nearly always come apart all at once, ten times as fast as one by one."""
+        for size in (_USUAL_TEXT, _SHORT):
+            at_once = self._come_apart(self.data[self.at : self.at + count * (8 + size)], count, key)
+            if at_once is not None:
+                return at_once
         data, at, limit, unpack = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from
         found = []
         try:
@@ -200,6 +205,30 @@ class _Header:
             # Vocabularies of bytes hold what is no text; it has no place in a tokenizer that is made of text.
             self.refuse(f"the field {key!r} holds a text that is not UTF-8")
         self.at = at
+        return found
+
+    def _come_apart(self, data: bytes, count: int, key: str) -> list[str] | None:
+        """The texts at the beginning of some bytes, if the only zeros there are the last seven bytes of each length."""
+        window = np.frombuffer(data, dtype=np.uint8)
+        zeros = np.flatnonzero(window == 0)[: 7 * count]
+        if not count or len(zeros) < 7 * count:
+            return None
+        first, last = zeros[::7], zeros[6::7]
+        lengths = window[first - 1].astype(np.int64)
+        ends = last + 1 + lengths  # where the next length has its first byte, if all is so
+        if first[0] != 1 or (last - first != 6).any() or (ends[:-1] + 1 != first[1:]).any() or ends[-1] > len(window):
+            return None
+        kept = window[: ends[-1]] != 0
+        if np.count_nonzero(kept) != len(kept) - 7 * count:  # the last text has one
+            return None
+        for length in lengths[lengths > _SHORT].tolist():
+            self.hold_long(length, f"a text in {key!r}")
+        kept[first - 1], kept[first] = False, True  # one zero stays of each length
+        try:
+            found = window[: ends[-1]][kept].tobytes().decode().split("\0")[1:]
+        except UnicodeDecodeError:  # which it is, is said one by one
+            return None
+        self.at += int(ends[-1])
         return found
 
     def tensors(self, count: int) -> dict[str, TensorInfo]:

@@ -16,6 +16,7 @@ from bimo.core.errors import UserError
 from bimo.interop import pretokenizers
 from bimo.interop.gguf_pieces import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER, read_pieces, written_pieces
 from bimo.tokenizer import Tokenizer
+from bimo.tokenizer.bpe import JoinedMerges, halves, lost_merge
 from bimo.tokenizer.pieces import partition
 from bimo.tokenizer.special import ENDS, SpecialTokens
 
@@ -50,15 +51,19 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     kind, tokens = metadata.get(f"{_KEY}model"), metadata.get(f"{_KEY}tokens")
     if kind not in ("gpt2", "llama"):
         raise UserError(f"a tokenizer of kind {kind!r} is not supported", where=where, mend="Known: gpt2, llama.")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not tokens:
+    if not isinstance(tokens, list) or {*map(type, tokens)} != {str}:
         raise UserError(f"{_KEY}tokens is no list of texts", where=where, mend=_AGAIN)
-    tokens = [name.partition("\0")[0] or f"[EMPTY_{i}]" for i, name in enumerate(tokens)]  # as llama.cpp reads them
+    if "" in tokens or "\0" in "".join(tokens):
+        tokens = [name.partition("\0")[0] or f"[EMPTY_{i}]" for i, name in enumerate(tokens)]  # as llama.cpp reads them
     types = _numbers(metadata, "token_type", tokens, where) or [NORMAL] * len(tokens)
-    if not {*types} <= {*range(BYTE + 1)} or not all(type(kind) is int for kind in types):
+    if {*map(type, types)} != {int} or not {*types} <= {*range(BYTE + 1)}:
         raise UserError(f"{_KEY}token_type holds what is no type of a token", where=where, mend=_AGAIN)
-    types = [CONTROL if name in _TAKEN_FOR_CONTROL else kind for name, kind in zip(tokens, types, strict=True)]
-    if len(set(tokens)) != len(tokens):
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    if len(vocab) != len(tokens):
         tokens, types = _distinct(tokens, types)
+        vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    taken = {vocab[name] for name in _TAKEN_FOR_CONTROL & vocab.keys()}
+    kinds = {i: CONTROL if i in taken else kind for i, kind in enumerate(types) if kind != NORMAL or i in taken}
     flags = {"single_word": False, "lstrip": False, "normalized": False}
     strips = any(name in str(metadata.get("general.name")).lower() for name in ("phi-3", "phi3"))  # llama.cpp's rule
     content = {
@@ -66,12 +71,12 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": token, **flags, "special": types[i] != USER, "rstrip": strips and token not in _KEEP}
-            for i, token in enumerate(tokens)
-            if types[i] in (CONTROL, USER, UNKNOWN)
+            {"id": i, "content": tokens[i], **flags, "special": k != USER, "rstrip": strips and tokens[i] not in _KEEP}
+            for i, k in kinds.items()
+            if k in (CONTROL, USER, UNKNOWN)
         ],
         "post_processor": None,
-        **(_byte_level if kind == "gpt2" else _sentence_piece)(metadata, tokens, types, where),
+        **(_byte_level if kind == "gpt2" else _sentence_piece)(metadata, tokens, kinds, where),
     }
     return Tokenizer(content, where=where, special=_special(metadata, tokens, where))
 
@@ -238,14 +243,14 @@ def enumerate_names(tokenizer: Tokenizer) -> list[tuple[int, str]]:
     return found + [(vocab[name], name) for name in roles if isinstance(vocab, dict) and name in vocab]
 
 
-def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int], where: str) -> dict[str, Any]:
-    """What a byte-level BPE vocabulary needs beside its added tokens."""
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], kinds: Mapping[int, int], where: str) -> dict[str, Any]:
+    """What a byte-level BPE vocabulary needs beside its added tokens; kinds: of tokens that are not normal."""
     name = metadata.get(f"{_KEY}pre", "default")
     known = pretokenizers.named(name)
     if known is None:
         names = ", ".join(known.names[0] for known in pretokenizers.KNOWN)
         raise UserError(f"the pre-tokenizer {name!r} is not supported", where=where, mend=f"Known: {names}.")
-    overlapping = _overlapping(_ordinary(tokens, types))
+    overlapping = _overlapping(_ordinary(tokens, kinds))
     if overlapping is not None:
         raise UserError(
             f"the added token {overlapping!r:.60} overlaps with another one, which is not supported",
@@ -253,12 +258,17 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
             mend="Mark one of them as a control token.",
         )
     merges = metadata.get(f"{_KEY}merges")
-    if not isinstance(merges, list) or not all(isinstance(m, str) and m.find(" ", 1) > 0 for m in merges):
+    if not isinstance(merges, list) or {*map(type, merges)} - {str}:
         raise UserError(f"{_KEY}merges is no list of pairs", where=where, mend=_AGAIN)
-    vocab = {token: i for i, token in enumerate(tokens)}
-    pairs = [[m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]] for m in merges]
-    lost = next((pair for pair in pairs if not {*pair, "".join(pair)} <= vocab.keys()), None)
-    if lost:
+    parts = halves(merges) if merges else None
+    if parts is None and not all(merge.find(" ", 1) > 0 for merge in merges):
+        raise UserError(f"{_KEY}merges is no list of pairs", where=where, mend=_AGAIN)
+    pairs = (
+        [[m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]] for m in merges] if parts is None else JoinedMerges(merges)
+    )
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    lost = lost_merge(pairs, vocab, parts=parts)
+    if lost is not None:
         raise UserError(f"the merge {' '.join(lost)!r} is of tokens that are not there", where=where, mend=_AGAIN)
     return {
         "normalizer": None,
@@ -273,8 +283,11 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     }
 
 
-def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str], types: list[int], where: str) -> dict[str, Any]:
-    """What a SentencePiece vocabulary needs beside its added tokens."""
+def _sentence_piece(
+    metadata: Mapping[str, Any], tokens: list[str], kinds: Mapping[int, int], where: str
+) -> dict[str, Any]:
+    """What a SentencePiece vocabulary needs beside its added tokens; kinds: of tokens that are not normal."""
+    types = [kinds.get(i, NORMAL) for i in range(len(tokens))]
     scores = _numbers(metadata, "scores", tokens, where)
     if scores is None:
         raise UserError(f"{_KEY}scores is missing", where=where, mend=_AGAIN)
@@ -283,12 +296,12 @@ def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str], types: list[
     if sum(len(token) ** 2 for token in tokens) > _MOST_CUTS:  # each is cut in two at every place
         raise UserError(f"{_KEY}tokens holds tokens that are too long", where=where, mend=_AGAIN)
     prefix = _truth(metadata, f"{_KEY}add_space_prefix", True, where)
-    overlap = _overlapping(_ordinary(tokens, types)) is not None
+    overlap = _overlapping(_ordinary(tokens, kinds)) is not None
     return read_pieces(tokens, types, scores, prefix=prefix, overlap=overlap)
 
 
-def _ordinary(tokens: list[str], types: list[int]) -> list[str]:
-    return [token for token, kind in zip(tokens, types, strict=True) if kind == USER]
+def _ordinary(tokens: list[str], kinds: Mapping[int, int]) -> list[str]:
+    return [tokens[i] for i, kind in kinds.items() if kind == USER]
 
 
 def _special(metadata: Mapping[str, Any], tokens: list[str], where: str) -> SpecialTokens:

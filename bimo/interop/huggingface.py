@@ -16,27 +16,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from bimo.core.config import ModelSpec
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
-from bimo.interop.families import FAMILIES, Family, family_of, read_config
+from bimo.interop.families import FAMILIES, PLAIN, Family, family_of, read_config
+from bimo.interop.limits import MOST_LAYERS, check_size
 from bimo.interop.packing import check_rows, packing, read_formats
-from bimo.interop.tensors import PLAIN, TensorNames
-from bimo.model.blocks import BlockFormat
-from bimo.model.gpt import GPT
-from bimo.model.packed import PackedTensor, plain
+from bimo.interop.tensors import TensorNames
+from bimo.model.formats import BlockFormat
+from bimo.model.gpt import GPT, without_weights
+from bimo.model.packed import PackedTensor, assign, plain
 from bimo.tokenizer import Tokenizer
-
-MOST_LAYERS = 512
-"""More than any model has; a layer costs time before its tensors are looked at."""
 
 _AGAIN = "Copy the model's folder again."
 _LONGEST_HEADER = 2**24  # bytes; a model of a thousand layers needs less than 2 MB
 _LONGEST_INDEX = 2**24
 _MOST_TENSORS, _MOST_VALUES = 2**17, 2**17
-_LONGEST_CONTEXT, _LARGEST_HEAD, _LARGEST_NUMBER = 2**32, 2**16, 1e30
 _NO_WEIGHTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 _OWN = {"architectures": [PLAIN.architecture], "model_type": PLAIN.model_type}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -202,49 +199,11 @@ def empty_model(spec: ModelSpec, where: str, *, n_tensors: int, n_numbers: int) 
     Raises:
         UserError: The files cannot hold such a model, or there is none.
     """
-    problem = _too_large(spec, n_tensors, n_numbers) or _not_finite(spec)
-    if problem:
-        raise UserError(problem, where=where, mend=_AGAIN)
+    check_size(spec, where, n_tensors=n_tensors, n_numbers=n_numbers)
     try:
-        with torch.device("meta"):
-            model = GPT(spec)
-        if any(buffer.is_meta for buffer in model.buffers()):  # of a module of the user
-            model = GPT(spec)
-        model.untrained = False
-        return model
+        return without_weights(spec)
     except (RuntimeError, ArithmeticError, ValueError) as error:  # of torch, or of numbers that go with no others
         raise UserError(f"there is no such model ({error})", where=where, mend=_AGAIN) from error
-
-
-def _too_large(spec: ModelSpec, n_tensors: int, n_numbers: int) -> str:
-    """What of a spec cannot be in files of that size; '' when all can. Nothing may be made of it before."""
-    if spec.n_layers > min(n_tensors, MOST_LAYERS):
-        return f"it asks for {spec.n_layers} layers, but there are {n_tensors} tensors"
-    if spec.context_length > _LONGEST_CONTEXT:
-        return f"it asks for a context of {spec.context_length} tokens"
-    if spec.head_dim > _LARGEST_HEAD:
-        return f"it asks for heads of {spec.head_dim} numbers"
-    sizes = {
-        "embeddings": spec.vocab_size * spec.d_model,
-        "heads": spec.n_heads * spec.head_dim,
-        "a feed-forward part": spec.d_ff if not all(spec.sparse(layer) for layer in range(spec.n_layers)) else 0,
-        "experts": spec.n_experts * spec.d_expert,
-    }
-    part = next((part for part, size in sizes.items() if size > n_numbers), "")
-    return f"it asks for {part} of {sizes[part]} numbers, more than its files hold" if part else ""
-
-
-def _not_finite(spec: ModelSpec) -> str:
-    """A number of a spec that is not one to compute with; '' when all are."""
-    scaling = spec.rope_scaling.to_dict()
-    factors = {f"rope_scaling.{name}": scaling.pop(name) for name in ("short_factors", "long_factors")}
-    lists = {name: [value] for name, value in {**spec.to_dict(), **scaling}.items()} | factors
-    for name, numbers in lists.items():
-        for number in numbers:
-            if isinstance(number, (int, float)) and not abs(number) < _LARGEST_NUMBER:
-                return f"{name} is {number!r:.50}"
-    bad = next((name for name, numbers in factors.items() if any(number <= 0 for number in numbers)), "")
-    return f"{bad} must be positive" if bad else ""
 
 
 def fill(model: GPT, names: TensorNames, weights: Weights, formats: Mapping[str, BlockFormat] | None = None) -> None:
@@ -303,13 +262,6 @@ def _check_experts(name: str, parameter: Tensor, names: TensorNames, weights: We
     if odd is not None:
         what = f"is {weights.shape(odd)}, the model has {tuple(shape)}" if odd in weights.names else "is missing"
         raise UserError(f"tensor {odd!r} {what}", where=str(weights.folder), mend=_AGAIN)
-
-
-def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of a parameter."""
-    module, _, leaf = name.rpartition(".")
-    parameter = tensor.as_parameter() if isinstance(tensor, PackedTensor) else nn.Parameter(tensor)
-    setattr(model.get_submodule(module), leaf, parameter)
 
 
 def _spec(config: dict[str, Any], where: str) -> ModelSpec:

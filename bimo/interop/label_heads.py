@@ -8,7 +8,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from bimo.core.errors import UserError
-from bimo.model.gpt import GPT
 from bimo.model.heads import LabelHead
 
 FILE = "label_head.safetensors"
@@ -20,12 +19,12 @@ def head_file(head: LabelHead | None) -> dict[str, bytes]:
     return {} if head is None else {FILE: save({"weight": head.weight, "bias": head.bias})}
 
 
-def load_head(folder: Path, model: GPT, n_labels: int) -> LabelHead | None:
+def load_head(folder: Path, d_model: int, n_labels: int) -> LabelHead | None:
     """The head in a model's folder; None where there is none.
 
     Args:
         folder: The model's folder.
-        model: The model.
+        d_model: Width of the model.
         n_labels: How many labels its task has.
 
     Raises:
@@ -41,7 +40,7 @@ def load_head(folder: Path, model: GPT, n_labels: int) -> LabelHead | None:
         head = LabelHead(tensors["weight"].float(), tensors["bias"].float())
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"no head of labels ({error})", where=str(path), mend="Copy the folder again.") from error
-    wanted = (n_labels, model.spec.d_model)
+    wanted = (n_labels, d_model)
     if tuple(head.weight.shape) != wanted or tuple(head.bias.shape) != (n_labels,):
         what = f"the head is {tuple(head.weight.shape)}, model and labels are {wanted}"
         raise UserError(what, where=str(path), mend="Copy the model's folder again.")

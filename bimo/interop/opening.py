@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bimo.core.errors import UserError, require
-from bimo.interop.gguf import load_gguf
-from bimo.interop.huggingface import load_model
-from bimo.model.gpt import GPT
+from bimo.interop.gguf import read_model
+from bimo.model.stored import StoredModel
 from bimo.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from bimo.model.gpt import GPT
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LONGEST_CLAUSE = 400  # characters
@@ -51,6 +54,16 @@ def open_model(path: Path) -> tuple[GPT, Tokenizer | None]:
     Raises:
         UserError: A file is missing, damaged or not supported; it names the file, in few words whatever stands in it.
     """
+    model, tokenizer = open_stored(path)
+    return model.build() if isinstance(model, StoredModel) else model, tokenizer
+
+
+def open_stored(path: Path) -> tuple[GPT | StoredModel, Tokenizer | None]:
+    """As `open_model`; the model of a GGUF file as it lies there, without torch.
+
+    Raises:
+        UserError: As `open_model`; all that is wrong with a file is said now.
+    """
     try:
         return _opened(path)
     except UserError as error:
@@ -64,9 +77,11 @@ def _short(words: str) -> str:
     return words if len(words) <= _LONGEST_CLAUSE else words[:_LONGEST_CLAUSE] + " …"
 
 
-def _opened(path: Path) -> tuple[GPT, Tokenizer | None]:
+def _opened(path: Path) -> tuple[GPT | StoredModel, Tokenizer | None]:
     if path.is_file():
-        return load_gguf(path)
+        return read_model(path)
+    from bimo.interop.huggingface import load_model  # here: it brings torch
+
     model, file = load_model(path), path / "tokenizer.json"
     if not os.path.lexists(file):
         return model, None

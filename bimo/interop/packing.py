@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bimo.core.errors import UserError
-from bimo.model.blocks import FORMATS, BlockFormat
+from bimo.model.formats import FORMATS, BlockFormat
 from bimo.model.packed import PackedTensor
 
 _METHOD = "bimo"

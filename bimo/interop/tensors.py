@@ -5,16 +5,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from bimo.core.spec import ModelSpec
-from bimo.interop.families import Family
 
-PLAIN = Family("bimo", "BimoForCausalLM", fixed={}, aspects=())
-"""Our own names, under the prefix that Hugging Face checkpoints have."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Layout(Protocol):
+    """How a checkpoint names and lays out tensors; `families.Family` says what each of these means."""
+
+    @property
+    def names(self) -> Mapping[str, str]: ...
+
+    @property
+    def prefix(self) -> str: ...
+
+    @property
+    def fused(self) -> Mapping[tuple[str, ...], str]: ...
+
+    @property
+    def per_head(self) -> bool: ...
+
+    @property
+    def transposed(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainLayout:
+    """A layout with names of its own and nothing turned."""
+
+    names: Mapping[str, str]
+    fused: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    prefix: str = ""
+    per_head: bool = False
+    transposed: bool = False
 
 
 class TensorNames:
@@ -26,8 +54,10 @@ class TensorNames:
         shapes: Shape of each of our parameters by name.
     """
 
-    def __init__(self, family: Family, spec: ModelSpec, shapes: Mapping[str, torch.Size]) -> None:
+    def __init__(self, family: Layout, spec: ModelSpec, shapes: Mapping[str, Sequence[int]]) -> None:
         self.family, self.spec, self.shapes = family, spec, shapes
+        self._words: dict[str, str] = {part: theirs for parts, theirs in family.fused.items() for part in parts}
+        self._words |= family.names
         self._fused = {part: (parts, theirs) for parts, theirs in family.fused.items() for part in parts}
 
     def theirs(self, name: str) -> str:
@@ -52,24 +82,39 @@ class TensorNames:
         """Our parameter out of their tensors, each of which `get` gives by name; dtypes stay."""
         found = [get(source) for source in self.sources(name)]
         if len(found) > 1 or "*" in self.theirs(name):
+            import torch
+
             return torch.stack(found)  # (E, out, in)
         tensor = self._turned(name, found[0])
-        module, _, leaf = name.rpartition(".")
-        part = module.split(".", 2)[-1]
+        part = name.rpartition(".")[0].split(".", 2)[-1]
         if part not in self._fused or tensor.dim() == 0:
             return tensor
         parts, _ = self._fused[part]
-        stem = module.removesuffix(part)
-        sizes = [self.shapes[f"{stem}{p}.{leaf}"][0] for p in parts]
-        if sum(sizes) != tensor.shape[0]:
+        if sum(self._sizes(name)) != tensor.shape[0]:
             return tensor  # the caller reports the wrong shape
         if self.family.per_head:
             heads = tensor.unflatten(0, (self.spec.n_heads, len(parts), -1))  # (H, 3, D, …)
             return heads[:, parts.index(part)].flatten(0, 1)
-        return tensor.split(sizes)[parts.index(part)]
+        return tensor[self.rows(name)]
+
+    def rows(self, name: str) -> slice:
+        """Which rows of their tensor are a parameter of ours, where parts lie one after the other; else all."""
+        part = name.rpartition(".")[0].split(".", 2)[-1]
+        if part not in self._fused:
+            return slice(None)
+        sizes, place = self._sizes(name), self._fused[part][0].index(part)
+        return slice(sum(sizes[:place]), sum(sizes[: place + 1]))
+
+    def _sizes(self, name: str) -> list[int]:
+        """Rows of each part of the fused tensor that holds a parameter."""
+        module, _, leaf = name.rpartition(".")
+        part = module.split(".", 2)[-1]
+        return [self.shapes[f"{module.removesuffix(part)}{p}.{leaf}"][0] for p in self._fused[part][0]]
 
     def write(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All their tensors out of our parameters."""
+        import torch
+
         tensors: dict[str, Tensor] = {}
         pieces: dict[str, list[Tensor]] = {}
         for name, tensor in parameters.items():
@@ -91,7 +136,9 @@ class TensorNames:
 
     def _renamed(self, rest: str) -> str:
         """A name within a block (or outside of all) in their words: the longest known beginning is replaced."""
-        words = {part: theirs for part, (_, theirs) in self._fused.items()} | dict(self.family.names)
+        words = self._words
+        if rest in words:
+            return words[rest]
         fitting = [ours for ours in words if rest == ours or rest.startswith(f"{ours}.")]
         if not fitting:
             return rest

@@ -23,17 +23,7 @@ from bimo.model.cache import KVCache
 from bimo.model.experts import Experts, MixtureOfExperts
 from bimo.model.layers import make_norm
 from bimo.model.positions import Learned
-
-_NORMS = {  # before attention, after it, before the feed-forward part, after it: named as in Hugging Face checkpoints
-    "pre": ("input_layernorm", "", "post_attention_layernorm", ""),
-    "post": ("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
-    "sandwich": (
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    ),
-}
+from bimo.model.shapes import BLOCK_NORMS
 
 
 class Block(nn.Module):
@@ -43,7 +33,7 @@ class Block(nn.Module):
         super().__init__()
         self.kind = (spec.windowed(layer), spec.rotated(layer))
         self.parallel = spec.parallel_blocks
-        self.norm_names = _NORMS[spec.norm_placement]
+        self.norm_names = BLOCK_NORMS[spec.norm_placement]
         for name in filter(None, self.norm_names):
             self.add_module(name, make_norm(spec, spec.d_model))
         self.self_attn = REGISTRIES["attention"].get(spec.attention)(spec, layer, attend)
@@ -273,6 +263,20 @@ class GPT(nn.Module):
         head = spec.vocab_size * spec.d_model
         attention = len(blocks) * spec.n_heads * spec.head_dim * (context or spec.context_length)
         return 6.0 * (matrices + head + attention)
+
+
+def without_weights(spec: ModelSpec) -> GPT:
+    """A GPT without memory for its weights, which others bring; buffers are real.
+
+    Raises:
+        RuntimeError, ArithmeticError, ValueError: There is no such model.
+    """
+    with torch.device("meta"):
+        model = GPT(spec)
+    if any(buffer.is_meta for buffer in model.buffers()):  # of a module of the user
+        model = GPT(spec)
+    model.untrained = False
+    return model
 
 
 def _mask(start: int, end: int, documents: Tensor | None, window: int, device: torch.device) -> Tensor | None:

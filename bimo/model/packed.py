@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from bimo.core.errors import UserError
-from bimo.model.blocks import BlockFormat, dequantize
+from bimo.model.blocks import dequantize
+from bimo.model.formats import BlockFormat
 
 _aten = torch.ops.aten
 Model = TypeVar("Model", bound=nn.Module)
@@ -78,6 +79,13 @@ class PackedTensor(torch.Tensor):
 def plain(value: Any) -> Any:
     """A packed tensor's numbers; anything else as it is."""
     return value.unpacked() if isinstance(value, PackedTensor) else value
+
+
+def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a parameter."""
+    module, _, leaf = name.rpartition(".")
+    parameter = tensor.as_parameter() if isinstance(tensor, PackedTensor) else nn.Parameter(tensor)
+    setattr(model.get_submodule(module), leaf, parameter)
 
 
 def twin(model: Model) -> Model:

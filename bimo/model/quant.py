@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from bimo.model.backends import AttnContext
-from bimo.model.blocks import FORMATS, quantize
+from bimo.model.blocks import quantize
 from bimo.model.experts import Experts, MixtureOfExperts
+from bimo.model.formats import FORMATS
 from bimo.model.gpt import GPT, Block
 from bimo.model.packed import PackedTensor, plain, twin, unpack
 from bimo.model.rounding import GRIDS, GROUP, Grid, compensated, inverse_factor, searched

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bimo.model.blocks import FORMATS, assemble
+from bimo.model.blocks import assemble
+from bimo.model.formats import FORMATS
 
 GROUP = 32
 """Numbers that share a scale, in each of the formats."""

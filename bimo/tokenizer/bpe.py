@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
+
+import numpy as np
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERN = rf"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|{_WORDS}"
@@ -107,6 +110,69 @@ def ranks_of(content: dict[str, Any]) -> dict[bytes, int] | None:
     return {bytes(letters[letter] for letter in token): i for token, i in vocab.items()}
 
 
+class JoinedMerges(list[str]):
+    """Merges as "left right", a third of the memory of pairs, which a file has.
+
+    Whoever makes one has looked: no half holds a space, and all tokens are there.
+
+    Attributes:
+        first_id: Of the token that the first merge makes, where each merge makes the next token; else -1.
+    """
+
+    first_id = -1
+
+    def pairs(self) -> list[list[str]]:
+        """The same as pairs."""
+        return [merge.split(" ") for merge in self]
+
+
+Parts = tuple[list[str], list[str]]
+
+
+def halves(merges: Collection[Any]) -> Parts | None:
+    """Left and right parts of merges, all at once; None when they do not come apart so simply."""
+    kinds = {*map(type, merges)}
+    if kinds == {str}:
+        text = "\n".join(merges)
+        data = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+        places = np.flatnonzero((data == ord(" ")) | (data == ord("\n")))
+        spaced = len(places) == 2 * len(merges) - 1 and not (data[places[::2]] != ord(" ")).any()
+        whole = spaced and np.diff(places, prepend=-1, append=len(data)).min() > 1  # no half is empty
+        parts = text.replace("\n", " ").split(" ")
+        return (parts[::2], parts[1::2]) if whole else None
+    if kinds <= {list, tuple} and {*map(len, merges)} <= {2}:
+        return [left for left, _ in merges], [right for _, right in merges]
+    return None
+
+
+def lost_merge(
+    merges: Collection[Any], vocab: Mapping[str, int], inner: str = "", parts: Parts | None = None
+) -> tuple[str, str] | None:
+    """The first merge whose parts and whole are not all in the vocabulary; None when there is none.
+
+    Args:
+        merges: Pairs, or texts with a space between the parts.
+        vocab: The tokens.
+        inner: What the whole lacks of a right part that begins with it.
+        parts: What `halves` gave; None: it is asked.
+    """
+    parts = None if inner else parts or halves(merges)
+    if parts is not None and all(all(map(vocab.__contains__, names)) for names in parts):
+        made = list(map(operator.add, *parts))
+        first = vocab.get(made[0], -1) if made else 0
+        in_turn = first >= 0 and made == [*vocab][first : first + len(made)]  # as mostly: nothing has to be looked up
+        if isinstance(merges, JoinedMerges) and in_turn and [*vocab.values()] == [*range(len(vocab))]:
+            merges.first_id = first
+        if in_turn or all(map(vocab.__contains__, made)):
+            return None
+    for merge in merges:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        whole = left + right[len(inner) :] if right.startswith(inner) else None
+        if left not in vocab or right not in vocab or whole not in vocab:
+            return left, right
+    return None
+
+
 def byte_letters() -> dict[int, str]:
     """GPT-2's printable letter for each byte, in which byte-level vocabularies are spelled."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -118,6 +184,13 @@ def byte_letters() -> dict[int, str]:
 def letter_bytes() -> dict[str, int]:
     """The byte of each letter of `byte_letters`."""
     return {letter: byte for byte, letter in byte_letters().items()}
+
+
+@cache
+def latin_letters() -> dict[int, int]:
+    """For `str.translate`: each letter of `byte_letters` to the character with its byte's number, others to none."""
+    none = dict.fromkeys(range(256), 0xFFFD)
+    return none | {ord(letter): byte for byte, letter in byte_letters().items()}
 
 
 def _merges(tokens: list[bytes]) -> Iterator[tuple[int, int]]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import secrets
 from collections.abc import Iterator
 from typing import Any
+
+from bimo.tokenizer.bpe import JoinedMerges, halves
 
 MOST_GROWTH, MOST_STEPS, LONGEST_INSERT = 128.0, 32, 64
 """The longest known text becomes 18 times as long, by T5's and XLM-R's table of characters."""
@@ -27,18 +28,17 @@ class GuardedTokenizer:
     Args:
         content: The parsed file.
         marked: Whether control tokens may stand in a text by name; their ids come from there alone.
+        twin: Made from the same content; where nothing has to be renamed, the two share one vocabulary in memory.
     """
 
-    def __init__(self, content: dict[str, Any], *, marked: bool) -> None:
-        import json
-
-        import tokenizers
+    def __init__(self, content: dict[str, Any], *, marked: bool, twin: GuardedTokenizer | None = None) -> None:
+        import secrets
 
         content = {**content, "padding": None, "truncation": None}  # a text has all its ids, and no more
         reachable = _reachable(content)
         names = {name: f" \ue0f0{secrets.token_hex(8)} {number}" for number, name in enumerate(sorted(reachable))}
         guarded = _renamed(content, names, marked=marked) if names else content
-        self.library: Any = tokenizers.Tokenizer.from_str(json.dumps(guarded))
+        self.library: Any = _library(guarded, None if twin is None or names else twin.library.model)
         self.library.encode_special_tokens = not marked
         # The library numbers added tokens that are no pieces anew, in the order of the file.
         added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
@@ -119,14 +119,50 @@ def _longest_entry(table: str | None) -> int:
     return max(len(text.decode(errors="replace")) for text in texts.split(b"\0"))
 
 
+def _library(content: dict[str, Any], model: Any) -> Any:
+    """The library's tokenizer.
+
+    Args:
+        content: The file.
+        model: One that was made of the same vocabulary; None: it is made here.
+    """
+    import json
+
+    import tokenizers
+
+    added, words = content.get("added_tokens") or [], content["model"]
+    sound = (
+        isinstance(words.get("merges"), JoinedMerges) and {token["content"] for token in added} <= words["vocab"].keys()
+    )
+    if not sound:
+        return tokenizers.Tokenizer.from_str(json.dumps(content))
+    # The tables are handed over as they are: as JSON they take five times as long, and four times the memory.
+    empty = {**words, "vocab": {}, "merges": [], "unk_token": None}
+    library = tokenizers.Tokenizer.from_str(json.dumps({**content, "added_tokens": [], "model": empty}))
+    if model is None:
+        tables = {"vocab": words["vocab"], "merges": list(zip(*(halves(words["merges"]) or ((), ())), strict=True))}
+        model = tokenizers.models.BPE(**{key: value for key, value in words.items() if key != "type"} | tables)
+    library.model = model
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    for token in added:
+        one = tokenizers.AddedToken(token["content"], **{flag: token[flag] for flag in flags})
+        (library.add_special_tokens if token["special"] else library.add_tokens)([one])
+    return library
+
+
 def _reachable(content: dict[str, Any]) -> set[str]:
     """Names of control tokens that the model could make out of text."""
     model = content["model"]
     control = {token["content"] for token in content.get("added_tokens") or [] if token.get("special")}
     if model.get("type", "BPE") == "Unigram":
         return control & {piece for piece, _ in model["vocab"]}
-    control &= {name for name in model["vocab"] if len(name) > 1}
-    return control if model.get("ignore_merges") else control & {left + right for left, right in _pairs(model)}
+    control = {name for name in control if len(name) > 1 and name in model["vocab"]}
+    if model.get("ignore_merges") or not control:
+        return control
+    if isinstance(model["merges"], JoinedMerges):  # looked for, so that nothing is made of all the others
+        made = {f"{name[:n]} {name[n:]}": name for name in control for n in range(1, len(name))}
+        return {made[merge] for merge in made.keys() & {*model["merges"]}}
+    return control & {left + right for left, right in _pairs(model)}
 
 
 def _pairs(model: dict[str, Any]) -> list[list[str]]:

@@ -27,13 +27,11 @@ class IncrementalDecoder:
 
     def push(self, token: int) -> str:
         """Take the next id; return the text that is certain, often ''."""
-        import regex
-
         self.held += self.decoder.decode(self.token_bytes[token])
         if not self.held:
             return ""
-        clusters = regex.findall(r"\X", self.held)
-        keep = 0 if len(clusters[-1]) > _LONGEST_CLUSTER else len(clusters[-1])
+        last = _last_cluster(self.held)
+        keep = 0 if last > _LONGEST_CLUSTER else last
         shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return shown
 
@@ -41,3 +39,12 @@ class IncrementalDecoder:
         """The rest; bytes that never became a character are shown as U+FFFD."""
         shown, self.held = self.held + self.decoder.decode(b"", final=True), ""
         return shown
+
+
+def _last_cluster(text: str) -> int:
+    """Length of the last user-perceived character."""
+    if text.isascii():  # each character is one, but for this line break
+        return 2 if text.endswith("\r\n") else 1
+    import regex
+
+    return len(regex.findall(r"\X", text)[-1])

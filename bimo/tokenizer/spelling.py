@@ -7,9 +7,9 @@ SentencePiece's <0x0A> for a byte that no piece covers (Kudo & Richardson 2018).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from bimo.tokenizer import bpe
 
@@ -28,7 +28,7 @@ class Spelling:
         drops: What decoding drops at the very beginning: "space", "spaces of the first token", or "" for nothing.
     """
 
-    table: list[bytes]
+    table: Sequence[bytes]
     control: dict[str, int]
     drops: str
 
@@ -51,19 +51,24 @@ class Spelling:
         added = content.get("added_tokens") or []
         _check(model, vocab, added)
         control = {token["content"]: token["id"] for token in added if token.get("special")}
-        table = [b""] * (1 + max([*vocab.values(), *(token["id"] for token in added)]))
+        size = 1 + max([*vocab.values(), *(token["id"] for token in added)])
         steps = list(_steps(content.get("decoder")))
         if len(steps) > _MOST_STEPS:
             raise ValueError(f"a decoder of {len(steps)} steps")
         by_byte = any(step["type"] == "ByteLevel" for step in steps)
+        texts: dict[int, bytes] = {}
         spell = _byte_level if by_byte else _sentence_piece(steps)
-        named = {token["content"] for token in added}
-        for spelled, i in vocab.items():
-            if spelled not in named:
-                table[i] = spell(spelled)
         for token in added:  # byte-level vocabularies hold them as they are
             text = token["content"].encode() if by_byte else spell(token["content"])
-            table[token["id"]] = b"" if token["content"] in control else text
+            texts[token["id"]] = b"" if token["content"] in control else text
+        names = [""] * size
+        for spelled, i in vocab.items():
+            names[i] = spelled
+        table: Sequence[bytes] = _Letters(names, texts)
+        if by_byte:
+            "".join(names).encode()  # half of a surrogate pair is no text, which has to be said now
+        else:
+            table = [texts[i] if i in texts else spell(name) if name else b"" for i, name in enumerate(names)]
         return cls(table, control, next(filter(None, map(_dropped, steps)), ""))
 
 
@@ -74,18 +79,45 @@ def _check(model: dict[str, Any], vocab: dict[str, int], added: list[dict[str, A
         name, i = token["content"], token["id"]
         if not isinstance(name, str) or ids.setdefault(name, i) != i:
             raise ValueError(f"the added token {name!r:.50} has another id in the vocabulary")
-    most = 2 * len(ids) + _MOST_GAPS  # the table has a place for each
-    odd = next((i for i in ids.values() if type(i) is not int or not 0 <= i < most), None)
-    if odd is not None:
+    most, numbers = 2 * len(ids) + _MOST_GAPS, list(ids.values())  # the table has a place for each
+    if {*map(type, numbers)} - {int} or min(numbers, default=0) < 0 or max(numbers, default=0) >= most:
+        odd = next(i for i in numbers if type(i) is not int or not 0 <= i < most)
         raise ValueError(f"{odd!r:.50} is no id")
-    if len({*ids.values()}) < len(ids):
+    if len({*numbers}) < len(ids):
         raise ValueError("two tokens have the same id")
+    merges = model.get("merges") or ()
     inner = model.get("continuing_subword_prefix") or ""  # of a right part, which the merged token lacks
-    for merge in model.get("merges") or ():
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        whole = left + right[len(inner) :] if right.startswith(inner) else None
-        if left not in vocab or right not in vocab or whole not in vocab:
-            raise ValueError(f"the merge {left!r:.50} {right!r:.50} is of tokens that are not there")
+    lost = None if isinstance(merges, bpe.JoinedMerges) else bpe.lost_merge(merges, vocab, inner)
+    if lost is not None:
+        raise ValueError(f"the merge {lost[0]!r:.50} {lost[1]!r:.50} is of tokens that are not there")
+
+
+class _Letters(Sequence[bytes]):
+    """The bytes of tokens in GPT-2's letters, worked out when they are asked for: hardly any of them ever is.
+
+    Args:
+        names: The tokens by id, "" where there is none.
+        texts: What some ids stand for whatever their names.
+    """
+
+    def __init__(self, names: list[str], texts: dict[int, bytes]) -> None:
+        self._names, self._texts = names, texts
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[bytes]: ...
+
+    def __getitem__(self, place: int | slice) -> bytes | list[bytes]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        name = self._names[place]
+        text = self._texts.get(place if place >= 0 else place + len(self))
+        return _byte_level(name) if text is None else text
 
 
 def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
@@ -102,9 +134,10 @@ def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 
 
 def _byte_level(spelled: str) -> bytes:
-    letters = bpe.letter_bytes()
-    known = all(letter in letters for letter in spelled)
-    return bytes(letters[letter] for letter in spelled) if known else spelled.encode()
+    try:
+        return spelled.translate(bpe.latin_letters()).encode("latin-1")
+    except UnicodeEncodeError:  # a letter that stands for no byte
+        return spelled.encode()
 
 
 def _sentence_piece(steps: list[dict[str, Any]]) -> Any:

@@ -10,22 +10,24 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
 from bimo.tokenizer import bpe, chat
+from bimo.tokenizer.first_texts import FirstTexts
 from bimo.tokenizer.guarding import GuardedTokenizer, check_growth
 from bimo.tokenizer.incremental import IncrementalDecoder
-from bimo.tokenizer.pieces import ScoredPieces
 from bimo.tokenizer.special import BEGIN, END, END_OF_TURN, ENDS, PAD, SpecialTokens
 from bimo.tokenizer.spelling import Spelling
-from bimo.tokenizer.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from bimo.tokenizer.pieces import ScoredPieces
+    from bimo.tokenizer.template import ChatTemplate
 
 Answer = TypeVar("Answer")
 _BYTES, _BYTES_PER_ID = 2**20, 2**9
@@ -38,7 +40,8 @@ class Tokenizer:
     """Subword tokens with control tokens; make one with `Tokenizer.train` or `Tokenizer.load`.
 
     Args:
-        content: The parsed `tokenizer.json`: bimo's own, or any BPE or Unigram tokenizer of Hugging Face's format.
+        content: The parsed `tokenizer.json`: bimo's own, or any BPE or Unigram tokenizer of Hugging Face's format. Its
+            merges may be `bpe.JoinedMerges`.
         where: What to name in errors.
         special: The tokens with a role. None: bimo's own, as far as they are there.
     """
@@ -46,7 +49,7 @@ class Tokenizer:
     def __init__(
         self, content: dict[str, Any], where: str = "tokenizer.json", special: SpecialTokens | None = None
     ) -> None:
-        self.content, self.where = content, where
+        self._content, self.where = content, where
         try:
             spelling = Spelling.of(content)
             check_growth(content)
@@ -56,7 +59,7 @@ class Tokenizer:
                 ranks is not None and max(ranks.values()) < len(ranks) and all(bytes([b]) in ranks for b in range(256))
             )
             self._ranks = ranks if whole else None
-            self._scored = ScoredPieces(content) if "scores" in content["model"] else None
+            self._scored = _scored(content) if "scores" in content["model"] else None
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
             raise UserError(
                 f"not a tokenizer that bimo knows ({type(error).__name__}: {error})",
@@ -122,6 +125,14 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @property
+    def content(self) -> dict[str, Any]:
+        """The parsed `tokenizer.json`."""
+        model = self._content["model"]
+        if not isinstance(model.get("merges"), bpe.JoinedMerges):
+            return self._content
+        return {**self._content, "model": {**model, "merges": model["merges"].pairs()}}
+
+    @property
     def begin_id(self) -> int | None:
         """Opens every document; None when the tokenizer has no such token."""
         return self._id(self.special.begin)
@@ -183,7 +194,8 @@ class Tokenizer:
             return self._fast.encode_to_numpy(text, disallowed_special=())
         if self._scored is not None:
             return np.array(self._scored.encode(text), dtype=np.uint32)
-        return np.array(self._asked(lambda: self._slow.encode(text)), dtype=np.uint32)
+        ids = None if "_slow" in self.__dict__ else self._first.encode(text, marked=False)
+        return np.array(self._asked(lambda: self._slow.encode(text)) if ids is None else ids, dtype=np.uint32)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         """Ids of many texts, uint32 each, on `threads` threads (0: one per core)."""
@@ -193,6 +205,8 @@ class Tokenizer:
             encode = self._slow.library.encode_batch_fast
             encoded = self._asked(lambda: encode(list(texts), add_special_tokens=False))
             return [np.array(e.ids, dtype=np.uint32) for e in encoded]
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             return list(pool.map(self.encode_array, texts))
 
@@ -217,7 +231,8 @@ class Tokenizer:
         _check_text(text)
         if self._scored is not None:
             return self._scored.encode(text, marked=True)
-        return self._asked(lambda: self._marking.encode(text))
+        ids = None if "_marking" in self.__dict__ else self._first.encode(text, marked=True)
+        return self._asked(lambda: self._marking.encode(text)) if ids is None else ids
 
     def decode(self, ids: Iterable[int], *, show_control_tokens: bool = False) -> str:
         """The text of ids. Bytes that form no character become U+FFFD; control tokens are left out unless shown."""
@@ -251,16 +266,22 @@ class Tokenizer:
         import tiktoken
 
         assert self._ranks is not None, "only a tokenizer with plain ranks has a fast encoder"
-        pattern = self.content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+        pattern = self._content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
         return tiktoken.Encoding("bimo", pat_str=pattern, mergeable_ranks=self._ranks, special_tokens={})
 
     @cached_property
+    def _first(self) -> FirstTexts:
+        return FirstTexts(self._content)
+
+    @cached_property
     def _slow(self) -> GuardedTokenizer:
-        return self._asked(lambda: GuardedTokenizer(self.content, marked=False))
+        twin = self.__dict__.get("_marking")
+        return self._asked(lambda: GuardedTokenizer(self._content, marked=False, twin=twin))
 
     @cached_property
     def _marking(self) -> GuardedTokenizer:
-        return self._asked(lambda: GuardedTokenizer(self.content, marked=True))
+        twin = self.__dict__.get("_slow")
+        return self._asked(lambda: GuardedTokenizer(self._content, marked=True, twin=twin))
 
     def _asked(self, question: Callable[[], Answer]) -> Answer:
         """What `tokenizers` answers. It raises `Exception` itself, or, where it panics, what is not even that."""
@@ -276,6 +297,8 @@ class Tokenizer:
 
     @cached_property
     def _template(self) -> ChatTemplate:
+        from bimo.tokenizer.template import ChatTemplate
+
         special = self.special
         tokens = {"bos_token": special.begin, "eos_token": special.end, "pad_token": special.pad}
         return ChatTemplate(special.template, tokens=tokens, where=f"chat template of {self.where}")
@@ -283,14 +306,20 @@ class Tokenizer:
     @cached_property
     def _ids(self) -> dict[str, int]:
         """Ids of added tokens by name."""
-        return {token["content"]: token["id"] for token in _added(self.content)}
+        return {token["content"]: token["id"] for token in _added(self._content)}
 
     def _id(self, name: str) -> int | None:
         """The id of a token with a role; it is an added token, or (in SentencePiece) one of the vocabulary."""
         if not name:
             return None
-        vocab = self.content["model"]["vocab"]
+        vocab = self._content["model"]["vocab"]
         return self._ids.get(name, vocab.get(name) if isinstance(vocab, dict) else None)
+
+
+def _scored(content: dict[str, Any]) -> ScoredPieces:
+    from bimo.tokenizer.pieces import ScoredPieces
+
+    return ScoredPieces(content)
 
 
 def _added(content: dict[str, Any]) -> list[dict[str, Any]]:

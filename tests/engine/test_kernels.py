@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bimo.engine.kernels import layout, load_kernels
 from bimo.engine.kernels.library import Kernels, instruction_sets
-from bimo.model.blocks import FORMATS, dequantize
+from bimo.model.blocks import dequantize
+from bimo.model.formats import FORMATS
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the kernels were not compiled")
 SETS = instruction_sets()

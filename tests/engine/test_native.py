@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model.test_lora import adapter_of
 from torch import Tensor
+from torch import from_numpy as as_tensor
 
 from bimo import GPT, LM, Engine, SamplingParams, UserError
 from bimo.core.spec import RopeScaling
@@ -24,7 +25,8 @@ from bimo.engine.native import NativeRunner
 from bimo.engine.native_model import reason_against
 from bimo.engine.runner import Chunk
 from bimo.engine.settings import EngineSettings
-from bimo.model.blocks import FORMATS, quantize
+from bimo.model.blocks import quantize
+from bimo.model.formats import FORMATS
 from bimo.model.lora import merge
 from bimo.model.packed import PackedTensor, unpack
 
@@ -55,7 +57,7 @@ def read(
     """Logits of a text that is read in pieces, (T, V)."""
     places = [0, *cuts, len(ids)]
     pieces = [(a, b) for a, b in itertools.pairwise(places) if b > a]
-    return torch.cat([runner.logits([Chunk(ids[a:b], a, blocks, b - a, adapter)]) for a, b in pieces])
+    return torch.cat([as_tensor(runner.logits([Chunk(ids[a:b], a, blocks, b - a, adapter)])) for a, b in pieces])
 
 
 def packed(model: GPT, format: str) -> GPT:
@@ -149,9 +151,9 @@ def test_same_bits_alone_and_among_others(cache: str) -> None:
     texts = [ids_of(model, 5 + 7 * i, seed=i) for i in range(9)]
     runner = runner_of(model, cache_dtype=cache)
     tables = [[6 * i + j for j in range(6)] for i in range(9)]
-    together = runner.logits([Chunk(text, 0, table, 1) for text, table in zip(texts, tables, strict=True)])
+    together = as_tensor(runner.logits([Chunk(text, 0, table, 1) for text, table in zip(texts, tables, strict=True)]))
     for text, table, row in zip(texts, tables, together, strict=True):
-        assert torch.equal(runner_of(model, cache_dtype=cache).logits([Chunk(text, 0, table, 1)])[0], row), (
+        assert torch.equal(as_tensor(runner_of(model, cache_dtype=cache).logits([Chunk(text, 0, table, 1)]))[0], row), (
             "a batch changes nothing"
         )
 
@@ -179,7 +181,7 @@ def test_adapters_row_by_row_equal_merged_models() -> None:
     runner = NativeRunner(model, SETTINGS, load_kernels(2), adapters)
     texts = [ids_of(model, 20, seed=i) for i in range(3)]
     chunks = [Chunk(text, 0, [2 * i, 2 * i + 1], 20, adapter=i) for i, text in enumerate(texts)]
-    found = runner.logits(chunks).split(20)
+    found = as_tensor(runner.logits(chunks)).split(20)
     for number, text in enumerate(texts):
         alone = model_of(SMALL)
         if number:
@@ -187,7 +189,9 @@ def test_adapters_row_by_row_equal_merged_models() -> None:
         with torch.no_grad():
             expected = alone(torch.tensor([text]))[0]
         assert (found[number] - expected).abs().max() < 1e-4 * float(expected.abs().max()), f"adapter {number}"
-    assert not torch.equal(found[1], runner.logits([replace_adapter(chunks[1], 0)])), "they do change something"
+    assert not torch.equal(found[1], as_tensor(runner.logits([replace_adapter(chunks[1], 0)]))), (
+        "they do change something"
+    )
 
 
 def replace_adapter(chunk: Chunk, adapter: int) -> Chunk:
@@ -199,7 +203,9 @@ def test_hidden_states_are_those_after_the_norm() -> None:
     ids = ids_of(model, 12)
     with torch.no_grad():
         expected = model.hidden(torch.tensor([ids]))[0]
-    assert torch.allclose(runner_of(model).hidden([Chunk(ids, 0, [3], 12)]), expected, atol=1e-5), "what heads read"
+    assert torch.allclose(as_tensor(runner_of(model).hidden([Chunk(ids, 0, [3], 12)])), expected, atol=1e-5), (
+        "what heads read"
+    )
 
 
 def test_copied_block_holds_the_same_text() -> None:
@@ -207,17 +213,17 @@ def test_copied_block_holds_the_same_text() -> None:
     ids, runner = ids_of(model, 17), runner_of(model)
     runner.logits([Chunk(ids[:16], 0, [5])])
     runner.copy_block(5, 8)
-    a, b = (runner.logits([Chunk(ids[16:], 16, [block, 9])]) for block in (5, 8))
+    a, b = (as_tensor(runner.logits([Chunk(ids[16:], 16, [block, 9])])) for block in (5, 8))
     assert torch.equal(a, b), "all layers were copied"
 
 
 def test_a_forked_process_has_threads_of_its_own() -> None:
     model = model_of(SMALL)
     ids, runner = ids_of(model, 12), runner_of(model)
-    expected = runner.logits([Chunk(ids, 0, [0])])
+    expected = as_tensor(runner.logits([Chunk(ids, 0, [0])]))
     child = os.fork()
     if child == 0:
-        os._exit(0 if torch.equal(runner.logits([Chunk(ids, 0, [1])]), expected) else 1)
+        os._exit(0 if torch.equal(as_tensor(runner.logits([Chunk(ids, 0, [1])])), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0, "it does not wait for threads that it does not have"
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model.test_lora import adapter_of
 from torch import Tensor
+from torch import from_numpy as as_tensor
 
 from bimo import GPT, ModelSpec
 from bimo.core.registry import REGISTRIES
@@ -20,7 +21,8 @@ from bimo.engine.settings import EngineSettings
 from bimo.engine.torch_runner import TorchRunner
 from bimo.model.attention import Attention
 from bimo.model.backends import AttnContext
-from bimo.model.blocks import FORMATS, quantize
+from bimo.model.blocks import quantize
+from bimo.model.formats import FORMATS
 from bimo.model.lora import merge
 from bimo.model.packed import PackedTensor
 
@@ -103,7 +105,7 @@ class Texts:
                 chunks.append(Chunk(ids[start : start + count], start, self.blocks[row], count, adapter))
                 rows.append(row)
                 self.read[row] += count
-        parts = self.runner.logits(chunks).split([chunk.n_outputs for chunk in chunks]) if chunks else ()
+        parts = as_tensor(self.runner.logits(chunks)).split([chunk.n_outputs for chunk in chunks]) if chunks else ()
         for row, part in zip(rows, parts, strict=True):
             self.logits[row].append(part)
 
@@ -196,11 +198,11 @@ def test_only_wanted_outputs_come_back_in_order() -> None:
     with torch.no_grad():
         expected = torch.cat([model(ids[None])[0, len(ids) - n :] for ids, n in zip(texts, wanted, strict=True)])
         hidden = torch.cat([model.hidden(ids[None])[0, len(ids) - n :] for ids, n in zip(texts, wanted, strict=True)])
-    assert torch.allclose(runner.logits(chunks), expected, atol=1e-5), "1 + 3 + 1 rows"
-    assert torch.allclose(runner.hidden(chunks), hidden, atol=1e-5), "the same of the states before the head"
+    assert torch.allclose(as_tensor(runner.logits(chunks)), expected, atol=1e-5), "1 + 3 + 1 rows"
+    assert torch.allclose(as_tensor(runner.hidden(chunks)), hidden, atol=1e-5), "the same of the states before the head"
     inside = [Chunk([1, 2], 0, [9], 0)]
-    assert runner.logits(inside).shape == (0, SMALL.vocab_size), "the inside of a prompt has no outputs"
-    assert runner.hidden(inside).shape == (0, SMALL.d_model), "nor states"
+    assert as_tensor(runner.logits(inside)).shape == (0, SMALL.vocab_size), "the inside of a prompt has no outputs"
+    assert as_tensor(runner.hidden(inside)).shape == (0, SMALL.d_model), "nor states"
 
 
 def test_copied_blocks_are_independent() -> None:
@@ -208,8 +210,8 @@ def test_copied_blocks_are_independent() -> None:
     ids = list(range(20))
     runner.logits([Chunk(ids, 0, [3, 4])])
     runner.copy_block(4, 8)
-    a, b = runner.logits([Chunk([7], 20, [3, 4]), Chunk([9], 20, [3, 8])])
-    again = runner.logits([Chunk([5], 21, [3, 4]), Chunk([5], 21, [3, 8])])
+    a, b = as_tensor(runner.logits([Chunk([7], 20, [3, 4]), Chunk([9], 20, [3, 8])]))
+    again = as_tensor(runner.logits([Chunk([5], 21, [3, 4]), Chunk([5], 21, [3, 8])]))
     with torch.no_grad():
         for row, token, first in ((0, 7, a), (1, 9, b)):
             expected = runner.model(torch.tensor([[*ids, token, 5]]))[0]
@@ -222,7 +224,9 @@ def test_a_text_of_broken_numbers_does_not_spoil_its_neighbours() -> None:
     ids = list(range(20))
     runner.logits([Chunk(ids, 0, [0, 1]), Chunk(ids, 0, [2, 3]), Chunk(ids[:9], 0, [4, 5])])
     runner.cache.values[:, 16 * 2 : 16 * 4] = float("nan")
-    whole, broken, short = runner.logits([Chunk([7], 20, [0, 1]), Chunk([7], 20, [2, 3]), Chunk([7], 9, [4, 5])])
+    whole, broken, short = as_tensor(
+        runner.logits([Chunk([7], 20, [0, 1]), Chunk([7], 20, [2, 3]), Chunk([7], 9, [4, 5])])
+    )
     assert broken.isnan().all(), "the control: it is broken"
     with torch.no_grad():
         for row, before in ((whole, ids), (short, ids[:9])):
@@ -286,4 +290,6 @@ def test_packed_weights_are_unpacked_once() -> None:
 def test_a_training_model_is_run_without_dropout() -> None:
     model = make(replace(SMALL, dropout=0.5)).train()
     chunk = Chunk([1, 2, 3], 0, [0])
-    assert torch.equal(runner_of(model).logits([chunk]), runner_of(model).logits([chunk])), "nothing is drawn"
+    assert torch.equal(as_tensor(runner_of(model).logits([chunk])), as_tensor(runner_of(model).logits([chunk]))), (
+        "nothing is drawn"
+    )

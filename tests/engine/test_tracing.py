@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from bimo import LM, ModelSpec, Tokenizer, new
 from bimo.engine import Engine, EngineSettings, SamplingParams
-from bimo.engine.runner import Chunk, Stage
+from bimo.engine.runner import Chunk, Rows, Stage
 from bimo.engine.torch_runner import TorchRunner
 from bimo.engine.tracing import TracedEngine
 
@@ -24,7 +23,7 @@ class Telling(TorchRunner):
 
     told: list[Stage]
 
-    def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def logits(self, chunks: Sequence[Chunk]) -> Rows:
         start = time.perf_counter_ns()
         found = super().logits(chunks)
         self.told = [Stage("attention", 1, start, time.perf_counter_ns())]

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from bimo import ModelSpec, SamplingParams
 from bimo.engine.intake import Intake
 from bimo.engine.request import Request
-from bimo.engine.runner import Chunk
+from bimo.engine.runner import Chunk, Rows
 from bimo.engine.sampling import Rules, next_token, seed_of
 from bimo.engine.settings import EngineSettings
 from bimo.engine.steps import StepLoop
@@ -41,7 +40,7 @@ class TextRunner:
         self.memory: dict[tuple[int, int], tuple[int, int]] = {}
         self.n_read = 0
 
-    def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def logits(self, chunks: Sequence[Chunk]) -> Rows:
         rows: list[np.ndarray] = []
         for chunk in reversed(chunks):  # a runner may take them in any order
             end = chunk.start + len(chunk.tokens)
@@ -53,9 +52,9 @@ class TextRunner:
                 self.memory[self._slot(chunk, place)] = text[-1]
             self.n_read += len(chunk.tokens)
             rows += [_row(text[1 : place + 1]) for place in range(end, end - chunk.n_outputs, -1)]
-        return torch.from_numpy(np.stack(rows[::-1])) if rows else torch.empty(0, V)
+        return np.stack(rows[::-1]) if rows else np.empty((0, V), dtype=np.float32)
 
-    def hidden(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def hidden(self, chunks: Sequence[Chunk]) -> Rows:
         return self.logits(chunks)
 
     def copy_block(self, source: int, target: int) -> None:

@@ -16,9 +16,9 @@ from bimo.core.artifacts import write_folder
 from bimo.core.spec import RopeScaling
 from bimo.evaluation.exports import LIMITS, compare_export
 from bimo.interop.architectures import architecture_of
-from bimo.interop.gguf import EXPORTS
 from bimo.interop.gguf_file import read_gguf
-from bimo.model.blocks import FORMATS
+from bimo.interop.gguf_writing import EXPORTS
+from bimo.model.formats import FORMATS
 
 GEMMA = {
     **{"norm": "rmsnorm_1p", "norm_placement": "sandwich", "feedforward": "geglu", "qk_norm": False},

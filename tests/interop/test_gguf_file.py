@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bimo.interop.gguf_file import ALIGNMENT, read_gguf, write_gguf
-from bimo.model.blocks import FORMATS
+from bimo.model.formats import FORMATS
 
 gguf = pytest.importorskip("gguf", reason="the reference is an extra")
 FIELDS: dict[str, Any] = {
@@ -49,6 +51,25 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert {name: tensor.shape for name, tensor in file.tensors.items()} == SHAPES
     for name in SHAPES:
         assert file.data(name).tobytes() == numbers(name).tobytes(), name
+
+
+TEXT = st.text(st.sampled_from(["a", "é", "坐", "\n", "\0", "\x07", " "]), max_size=9) | st.sampled_from(
+    ["b" * 70, "c" * 300]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    texts=st.lists(TEXT, max_size=12), plain=st.lists(st.sampled_from(["a", "Ġthe", "墨\n", "d" * 100]), max_size=40)
+)
+def test_lists_of_texts_come_back_whatever_is_in_them(
+    texts: list[str], plain: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "texts.gguf"
+    fields = {"x.plain": plain, "x.texts": texts, "x.zeros": [0] * 40, "x.number": 1}
+    write_gguf(path, fields, [("one", (1, 1), 0)], lambda _: np.zeros(4, dtype=np.uint8))
+    read = read_gguf(path).metadata
+    assert {key: read[key] or [] for key in fields} == {key: value or [] for key, value in fields.items()}
 
 
 def test_the_gguf_package_reads_what_was_written(tmp_path: Path) -> None:

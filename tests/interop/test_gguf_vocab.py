@@ -425,3 +425,28 @@ def test_a_vocabulary_that_sentencepiece_trained_gives_its_ids(tmp_path: Path) -
     assert unlike(ours, LlamaCpp(path, only_vocabulary=True), texts) == [], "llama.cpp's"
     assert [text for text in texts if ours.encode(text) != pieces.encode(text)] == [], "sentencepiece's"
     assert [text for text in texts if ours.decode(ours.encode(text)) != pieces.decode(pieces.encode(text))] == []
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama3", "qwen2", "smollm2"])
+@pytest.mark.parametrize("reachable", [False, True])
+def test_tables_handed_over_in_memory_give_the_ids_of_the_file_as_json(
+    kind: str, reachable: bool, tmp_path: Path
+) -> None:
+    made_of = json.loads(made(kind))
+    if reachable:  # a control token whose name the merges make out of text
+        vocab = made_of["model"]["vocab"]
+        left, right = next(tuple(m) for m in reversed(made_of["model"]["merges"]) if "".join(m).isascii())
+        made_of["added_tokens"].append(json.loads(_added(left + right, vocab[left + right])))
+    ours = opened(exported(Tokenizer(made_of), tmp_path))
+    as_json = Tokenizer(json.loads(json.dumps(ours.content)), special=ours.special)
+    assert ours.fingerprint == as_json.fingerprint, "the file is the same"
+    names = " ".join(ours.control_tokens)
+    for text in (*TEXT, names, " ".join(TEXT) + names + "\n  ſ 𝒳 \u0301é"):
+        assert ours.encode(text) == as_json.encode(text), "ids of text"
+        assert ours.encode_marked(text) == as_json.encode_marked(text), "ids of text with control tokens"
+    assert ours.bytes_of_ids == as_json.bytes_of_ids, "bytes"
+
+
+def _added(name: str, i: int) -> str:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return json.dumps({"id": i, "content": name, **flags, "special": True})

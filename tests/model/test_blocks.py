@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bimo import UserError
-from bimo.model.blocks import FORMATS, dequantize, quantize
+from bimo.model.blocks import dequantize, quantize
+from bimo.model.formats import FORMATS
 
 gguf = pytest.importorskip("gguf", reason="the reference")
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bimo.model.blocks import FORMATS, assemble, dequantize, quantize
+from bimo.model.blocks import assemble, dequantize, quantize
+from bimo.model.formats import FORMATS
 from bimo.model.rounding import GRIDS, compensated, inverse_factor, searched
 
 

@@ -19,7 +19,7 @@ from bimo.demo import demo
 from bimo.evaluation.llama_cpp_reference import LlamaCpp, compare_with_llama_cpp
 from bimo.evaluation.probes import greedy
 from bimo.evaluation.texts import SCRIPTS, random_texts, vocabulary_texts
-from bimo.interop.gguf import EXPORTS
+from bimo.interop.gguf_writing import EXPORTS
 
 pytestmark = [
     pytest.mark.slow,

@@ -53,6 +53,7 @@ class MappedFiles:
 
     def __init__(self) -> None:
         self._ranges = _mapped_files() if hasattr(mmap, "MADV_DONTNEED") else []
+        self._advise: Any = ctypes.CDLL(None).madvise if self._ranges else None
 
     def let_go(self, address: int, n_bytes: int) -> None:
         """Tell the system that some bytes are not needed for now. What is no mapped file stays as it is.
@@ -62,7 +63,7 @@ class MappedFiles:
         start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (address + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if start < end and any(low <= start and end <= high for low, high in self._ranges):
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+            self._advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _mapped_files() -> list[tuple[int, int]]:

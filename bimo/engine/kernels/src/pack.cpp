@@ -98,17 +98,22 @@ void read_head(int format, const uint8_t* block, uint16_t* halves) {
   if (format == Q6_K) std::memcpy(halves, block + 208, 2);
 }
 
+// All bytes of a lane are written, four at a time: those of one vector lie together.
 void write_numbers(const Group& g, int vectors, int width, int lane, uint8_t* out) {
-  for (int i = 0; i < 32; i++) {
-    const int vector = i / 4, place = lane * 4 + i % 4;
-    if (vectors == 8) {
-      out[vector * width * 4 + place] = g.numbers[i];
-      continue;
-    }
-    uint8_t& nibbles = out[vector % 4 * width * 4 + place];
-    nibbles |= uint8_t((g.numbers[i] & 15) << (vector / 4 * 4));
-    if (vectors == 6) out[(4 + vector / 4) * width * 4 + place] |= uint8_t(g.numbers[i] >> 4 << (vector % 4 * 2));
+  out += 4 * lane;
+  const size_t step = size_t(4) * width;
+  if (vectors == 8) {
+    for (int v = 0; v < 8; v++) std::memcpy(out + v * step, g.numbers + 4 * v, 4);
+    return;
   }
+  uint8_t packed[24];
+  for (int i = 0; i < 16; i++) packed[i] = uint8_t((g.numbers[i] & 15) | g.numbers[16 + i] << 4);
+  if (vectors == 6)
+    for (int i = 0; i < 8; i++) {
+      const uint8_t* n = g.numbers + i / 4 * 16 + i % 4;
+      packed[16 + i] = uint8_t(n[0] >> 4 | n[4] >> 4 << 2 | n[8] >> 4 << 4 | n[12] >> 4 << 6);
+    }
+  for (int v = 0; v < vectors; v++) std::memcpy(out + v * step, packed + 4 * v, 4);
 }
 
 int read_number(const uint8_t* numbers, int vectors, int width, int lane, int i) {
@@ -178,7 +183,7 @@ void pack_panels(int format, const uint8_t* source, int rows, int columns, int w
   const Layout& l = LAYOUTS[format];
   const size_t row_bytes = size_t(columns) / (GROUP * l.super) * source_bytes(format);
   const size_t panel = panel_bytes(format, columns, width);
-  std::memset(out + begin / width * panel, 0, (end - begin + width - 1) / width * panel);
+  if (end >= rows && rows % width) std::memset(out + rows / width * panel, 0, panel);  // lanes without a row
   for (int row = begin; row < end && row < rows; row++) {
     const int lane = row % width;
     const uint8_t* blocks = source + row * row_bytes;
