@@ -192,6 +192,21 @@ REGISTRIES = {
                 }.items()
             },
         ),
+        Registry(
+            "floor",
+            {
+                name: f"bimo.evaluation.floors:{factory}"
+                for name, factory in {
+                    "copy": "Copy",
+                    "lead": "Lead",
+                    "word_table": "WordTable",
+                    "n_gram": "NextBytes",
+                    "nearest": "Nearest",
+                    "majority": "Majority",
+                    "bag_of_words": "BagOfWords",
+                }.items()
+            },
+        ),
     )
 }
 
