@@ -33,11 +33,13 @@ class Circumstances:
         finish_reason: end, stop, max_tokens, context or error.
         probabilities: Of each label, where the answer is one.
         foresight: Of the target, where it is known.
+        shortened: Whether only a part of what was asked could be read.
     """
 
     finish_reason: str = "end"
     probabilities: Mapping[str, float] = field(default_factory=dict)
     foresight: Foresight | None = None
+    shortened: bool = False
 
 
 class Answer(str):
@@ -62,6 +64,8 @@ class Answer(str):
             found["finish_reason"] = self.how.finish_reason
         if self.how.probabilities:
             found["probabilities"] = dict(self.how.probabilities)
+        if self.how.shortened:
+            found["shortened"] = True
         if self.how.foresight is not None:
             seen = self.how.foresight
             found["foresight"] = {"nats": seen.nats, "tokens": seen.tokens, "bytes": seen.bytes}
@@ -80,7 +84,8 @@ class Answer(str):
         text = values["text"]
         if not isinstance(text, str):
             raise TypeError("the text of an answer is no text")
-        return cls(text, Circumstances(str(values.get("finish_reason", "end")), probabilities, foresight))
+        reason, shortened = str(values.get("finish_reason", "end")), bool(values.get("shortened"))
+        return cls(text, Circumstances(reason, probabilities, foresight, shortened))
 
 
 def circumstances(answers: Iterable[str]) -> list[Circumstances]:

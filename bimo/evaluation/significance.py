@@ -6,6 +6,8 @@ one product of matrices (Koehn 2004; Riezler & Maxwell 2005). Examples are taken
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +18,7 @@ from bimo.tasks.task import Metric
 
 ROUNDS = 2000
 LEVEL = 0.95
-_AT_ONCE = 2**23  # weights that are held
+_AT_ONCE = 2**22  # weights that are held
 _TIE = 1e-9  # relative: sums of floats in another order differ in their last bits
 
 
@@ -105,6 +107,13 @@ def difference_of(
     return Difference(value, low, high, _p(metric, ours, theirs, rounds, seed), bool(better))
 
 
+def figure(value: float) -> str:
+    """A score with as many digits as can be told apart; a dash where it is unknown."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
 def _p(metric: Metric, ours: np.ndarray, theirs: np.ndarray, rounds: int, seed: int) -> float:
     """How often randomly swapped answers lie at least as far apart; NaN where the score cannot be computed."""
     both, apart = ours.sum(axis=0) + theirs.sum(axis=0), ours - theirs
@@ -127,28 +136,35 @@ def _all_ways(n: int) -> Iterator[np.ndarray]:
 
 
 def _some_ways(n: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
-    random = np.random.default_rng(seed)
-    for count in _portions(n, rounds):
-        yield random.integers(0, 2, (count, n)).astype(float)
+    for start, count in _portions(n, rounds):
+        yield _swaps(n, count, seed, start)
+
+
+@functools.lru_cache(maxsize=4)  # many metrics and contenders in turn want the same; 128 MB at most
+def _swaps(n: int, count: int, seed: int, start: int) -> np.ndarray:
+    return np.random.default_rng((seed, start, 1)).integers(0, 2, (count, n)).astype(float)
+
+
+@functools.lru_cache(maxsize=4)
+def _weights(n: int, count: int, seed: int, start: int) -> np.ndarray:
+    """How often each example is drawn in each of some resamples, (count, n)."""
+    drawn = np.random.default_rng((seed, start, 0)).integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+    return np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(float)
 
 
 def _resampled(metric: Metric, sums: np.ndarray, rounds: int, seed: int) -> np.ndarray:
     """The score of each resample, (rounds,); the same seed draws the same examples."""
-    random, n, found = np.random.default_rng(seed), len(sums), []
-    if n == 0:
+    if len(sums) == 0:
         return np.full(rounds, np.nan)
-    for count in _portions(n, rounds):
-        drawn = random.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
-        found.append(_totals(metric, weights @ sums))
-    return np.concatenate(found)
+    portions = _portions(len(sums), rounds)
+    return np.concatenate([_totals(metric, _weights(len(sums), n, seed, start) @ sums) for start, n in portions])
 
 
-def _portions(n: int, rounds: int) -> Iterator[int]:
-    """So many rounds at once that memory is bounded."""
+def _portions(n: int, rounds: int) -> Iterator[tuple[int, int]]:
+    """First round and number of rounds of each portion, so that memory is bounded."""
     step = max(1, _AT_ONCE // max(1, n))
     for start in range(0, rounds, step):
-        yield min(step, rounds - start)
+        yield start, min(step, rounds - start)
 
 
 def _interval(found: np.ndarray, level: float, n: int) -> tuple[float, float]:

@@ -71,6 +71,8 @@ def test_signatures_name_the_tokenizer_of_each_language() -> None:
     both = examples_of(["a"], "zh → en") + examples_of(["b"], "en → zh")
     assert "tok:13a" in metric.signature(both)
     assert "tok:zh" in metric.signature(both)
+    japanese = metric.signature(examples_of(["a"], "ja"))
+    assert "tok:ja-mecab" in japanese or "tok:char" in japanese, "without MeCab it goes by characters, and says so"
     assert "nc:6" in make_metric("chrf").signature(both)
 
 
