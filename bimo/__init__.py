@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bimo.data.checkup import check
     from bimo.engine import Engine, EngineSettings, SamplingParams
     from bimo.evaluation.bench import bench
+    from bimo.evaluation.evaluate import evaluate
     from bimo.evaluation.verify import verify
     from bimo.lm import LM, load, new
     from bimo.model.gpt import GPT
@@ -45,6 +46,7 @@ _HOMES = {
     "UserError": "bimo.core.errors",
     "bench": "bimo.evaluation.bench",
     "check": "bimo.data.checkup",
+    "evaluate": "bimo.evaluation.evaluate",
     "load": "bimo.lm",
     "new": "bimo.lm",
     "quantize": "bimo.quantizing",
@@ -67,6 +69,7 @@ __all__ = [
     "UserError",
     "bench",
     "check",
+    "evaluate",
     "load",
     "new",
     "quantize",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bimo.cli.options import add_model, generation, load_model, make_parser, print_now, show_stage
+from bimo.cli.options import add_model, generation, load_model, make_console, make_parser, print_now, show_stage
 from bimo.core.errors import UserError
 from bimo.core.registry import import_modules
 
@@ -87,6 +87,45 @@ def bench(arguments: list[str]) -> int:
     print("\n" + "\n".join(report.lines()))
     if options.output:
         report.save(Path(options.output))
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure how well a model does a task, beside floors that it must beat and beside other models."""
+    parser = make_parser("evaluate", evaluate)
+    add_model(parser)
+    parser.add_argument("data", type=str, nargs="+", help="Files, folders or globs of rows with the task's fields.")
+    task = "Such as translation(target='de'), summarization, classification. Default: what the model was trained for."
+    parser.add_argument("--task", type=str, default="", help=task)
+    parser.add_argument("--train", type=str, nargs="+", default=[], help="Training rows, which floors learn from.")
+    against = "Models, or evaluation.json files of earlier runs, to compare with."
+    parser.add_argument("--against", type=str, nargs="+", default=[], help=against)
+    parser.add_argument(
+        "--output", type=str, default="", help="A folder for the page and the data. Default: evaluate/…"
+    )
+    from bimo.evaluation.certificate import check_output
+    from bimo.evaluation.evaluate import EvaluationSettings
+    from bimo.evaluation.evaluate import evaluate as run
+    from bimo.evaluation.outcome_table import tables_of
+    from bimo.flags import add_settings, settings_values
+
+    add_settings(parser, EvaluationSettings)
+    options = parser.parse_args(arguments)
+    import_modules(options.modules)
+    values = EvaluationSettings.from_dict(settings_values(options, EvaluationSettings)).to_dict()
+    output = Path(options.output or Path("evaluate") / Path(options.model).name)
+    check_output(output)
+    found = run(
+        options.model, options.data, options.task, train=options.train, against=options.against,
+        on_progress=show_stage, **values,
+    )  # fmt: skip
+    page = found.save(output)
+    console = make_console()
+    for table in tables_of(found):
+        console.print(table)
+    for note in found.notes:
+        print(note)
+    print_now(f"\n{found.verdict}\nThe page: {page}  The data: {page.with_suffix('.json')}")
     return 0
 
 

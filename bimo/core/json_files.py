@@ -48,3 +48,12 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if again is not None:
             raise ValueError(f"the key {again[:100]!r} stands twice")
     return content
+
+
+def finite(value: Any) -> Any:
+    """Plain values as JSON can hold them: it knows no infinity and no NaN, which become null."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -172,6 +172,44 @@ REGISTRIES = {
                 "preference": "bimo.tasks.preference:PreferredAnswer",
             },
         ),
+        Registry(
+            "metric",
+            {
+                name: f"bimo.evaluation.scores:{factory}"
+                for name, factory in {
+                    "bleu": "BLEU",
+                    "chrf": "CHRF",
+                    "rouge_1": "Rouge1",
+                    "rouge_2": "Rouge2",
+                    "rouge_l": "RougeL",
+                    "accuracy": "Accuracy",
+                    "macro_f1": "MacroF1",
+                    "calibration_error": "CalibrationError",
+                    "exact_match": "ExactMatch",
+                    "distinct_1": "Distinct1",
+                    "distinct_2": "Distinct2",
+                    "repetition": "Repetition",
+                    "cut": "Cut",
+                    "perplexity": "Perplexity",
+                    "bits_per_byte": "BitsPerByte",
+                }.items()
+            },
+        ),
+        Registry(
+            "floor",
+            {
+                name: f"bimo.evaluation.floors:{factory}"
+                for name, factory in {
+                    "copy": "Copy",
+                    "lead": "Lead",
+                    "word_table": "WordTable",
+                    "n_gram": "NextBytes",
+                    "nearest": "Nearest",
+                    "majority": "Majority",
+                    "bag_of_words": "BagOfWords",
+                }.items()
+            },
+        ),
     )
 }
 
@@ -183,7 +221,7 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
         class TalkingHeads(torch.nn.Module): ...
 
     Args:
-        kind: attention, feedforward, norm, positions, optimizer, loss, callback or task.
+        kind: attention, feedforward, norm, positions, optimizer, loss, callback, task, metric or floor.
         name: Its name; one that bimo, an installed package or another file already uses is refused.
     """
     if kind not in REGISTRIES:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bimo.model.lora import Adapter
 
 Prompt = str | Sequence[int]
+Tell = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Engine(StepLoop):
         *,
         adapter: str | Sequence[str] = "",
         keep_errors: bool = False,
+        on_progress: Tell | None = None,
     ) -> list[Completion]:
         """An answer to each prompt, in order.
 
@@ -131,6 +133,7 @@ class Engine(StepLoop):
             adapter: The LoRA adapter to use, for all of them, or one for each; "": none.
             keep_errors: Give a prompt that cannot be answered a Completion with the error, instead of raising it after
                 all others were answered.
+            on_progress: Told after each step which share of the prompts is answered.
         """
         every = _prompts(prompts)
         each = list(params) if isinstance(params, Sequence) else [params] * len(every)
@@ -142,7 +145,7 @@ class Engine(StepLoop):
         requests = [
             self.request(prompt, own, adapter=name) for prompt, own, name in zip(every, each, names, strict=True)
         ]
-        found = self._answers(requests, keep_errors=keep_errors)
+        found = self._answers(requests, keep_errors=keep_errors, on_progress=on_progress)
         return [Completion((), answer) if isinstance(answer, UserError) else answer for answer in found]
 
     def complete(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
@@ -209,25 +212,34 @@ class Engine(StepLoop):
         finally:
             self._give_up(job)
 
-    def score(self, texts: Sequence[str], contexts: Sequence[str] | None = None, *, adapter: str = "") -> list[Score]:
+    def score(
+        self,
+        texts: Sequence[str],
+        contexts: Sequence[Prompt] | None = None,
+        *,
+        adapter: str = "",
+        on_progress: Tell | None = None,
+    ) -> list[Score]:
         """How likely each text is, token by token, by the model alone.
 
         Args:
             texts: What is scored.
-            contexts: What stands before each; None: nothing but what the tokenizer puts before a prompt. Without even
-                that, the first token has no probability and is left out.
+            contexts: What stands before each, as text or as ids; None: nothing but what the tokenizer puts before a
+                prompt. Without even that, the first token has no probability and is left out.
             adapter: The LoRA adapter to use.
+            on_progress: Told after each step which share is scored.
         """
         texts = _texts(texts, "texts")
-        contexts = [""] * len(texts) if contexts is None else _texts(contexts, "contexts")
+        contexts = [""] * len(texts) if contexts is None else _contexts(contexts, "contexts")
         if len(contexts) != len(texts):
             raise UserError(f"{len(texts)} texts and {len(contexts)} contexts", mend="Give one for each.")
         requests, tokens = [], []
         for text, context in zip(texts, contexts, strict=True):
-            before, own = self.prompt_ids(context), self._need_tokenizer().encode(text)
+            before = self.prompt_ids(context) if isinstance(context, str) else _ids(context)
+            own = self._need_tokenizer().encode(text)
             tokens.append(own if before else own[1:])
             requests.append(self.request([*before, *own], want="score", adapter=adapter, n_context=len(before)))
-        found = self._answers(requests)
+        found = self._answers(requests, on_progress=on_progress)
         return [Score(tuple(ids), logprobs) for ids, logprobs in zip(tokens, found, strict=True)]
 
     def embed(
@@ -254,13 +266,17 @@ class Engine(StepLoop):
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def classify(self, texts: Sequence[str], labels: Sequence[str], *, adapter: str = "") -> list[Label]:
-        """The label that the model finds likeliest to follow each text; texts should end with the question."""
-        texts, labels = _texts(texts, "texts"), _texts(labels, "labels")
+    def classify(
+        self, texts: Sequence[Prompt], labels: Sequence[str], *, adapter: str = "", on_progress: Tell | None = None
+    ) -> list[Label]:
+        """The label that the model finds likeliest to follow each text (or ids), which should end with the question."""
+        texts, labels = _contexts(texts, "texts"), _texts(labels, "labels")
         if not labels or len(set(labels)) < len(labels):
             raise UserError(f"labels must be different texts, are {list(labels)}", mend="Name each once.")
         pairs = [(text, label) for text in texts for label in labels]
-        scores = self.score([label for _, label in pairs], [text for text, _ in pairs], adapter=adapter)
+        scores = self.score(
+            [label for _, label in pairs], [text for text, _ in pairs], adapter=adapter, on_progress=on_progress
+        )
         totals = np.array([score.total for score in scores]).reshape(len(texts), len(labels))
         weights = np.exp(totals - totals.max(axis=1, keepdims=True)) if len(texts) else totals
         found = []
@@ -289,7 +305,9 @@ class Engine(StepLoop):
         name = f"request-{next(self._names)}"
         return Request(name, tuple(ids), params or SamplingParams(), want, adapter, n_context)
 
-    def _answers(self, requests: Sequence[Request], *, keep_errors: bool = False) -> list[Any]:
+    def _answers(
+        self, requests: Sequence[Request], *, keep_errors: bool = False, on_progress: Tell | None = None
+    ) -> list[Any]:
         """What comes of requests, in order; the first error is raised when all are done, or takes its place."""
         jobs: list[Job | UserError] = []
         for request in requests:
@@ -301,6 +319,8 @@ class Engine(StepLoop):
             for job in jobs:
                 while isinstance(job, Job) and not job.finished.is_set():
                     self.step()
+                    if on_progress is not None:
+                        on_progress(sum(not isinstance(j, Job) or j.finished.is_set() for j in jobs) / len(jobs))
         finally:
             for job in jobs:
                 if isinstance(job, Job):
@@ -361,6 +381,13 @@ def _texts(given: Sequence[str], name: str) -> list[str]:
     if isinstance(given, str) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name} must be a list of texts", mend="Put a single one into brackets.")
     return texts
+
+
+def _contexts(given: Sequence[Prompt], name: str) -> list[Prompt]:
+    """A list of texts or ids, as `_texts`."""
+    if isinstance(given, str) or not all(isinstance(one, str) or hasattr(one, "__len__") for one in given):
+        _texts(given, name)  # type: ignore[arg-type]  # it says what is wrong
+    return list(given)
 
 
 def _single(params: SamplingParams | None) -> SamplingParams:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bimo.core.artifacts import write_text
 from bimo.core.errors import UserError
+from bimo.core.json_files import finite
 
 _REFERENCES = ("NumPy", "transformers", "llama.cpp")
 """How the names of those begin that share no code with the model."""
@@ -163,7 +164,7 @@ class Certificate:
         """
         findings = [{**asdict(f), "layer": f.layer, "ok": f.ok} for f in self.findings]
         content = {"verdict": self.verdict, "ok": self.ok, **asdict(self), "findings": findings}
-        text = json.dumps(_finite(content), indent=2, ensure_ascii=False)
+        text = json.dumps(finite(content), indent=2, ensure_ascii=False)
         _write(folder / "certificate.json", text)
         _write(folder / "certificate.html", self._page())
 
@@ -215,15 +216,6 @@ def _write(path: Path, text: str) -> None:
 
 def _text(value: str) -> str:
     return html.escape(value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity: it becomes null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
 _PAGE = """<!doctype html>

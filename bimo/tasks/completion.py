@@ -20,8 +20,8 @@ class Completion:
 
     name = "completion"
     fields = ("text",)
-    metrics = ("chrf", "distinct_2", "repetition")
-    floors = ("copy", "nearest")
+    metrics = ("bits_per_byte", "chrf", "distinct_2", "repetition")
+    floors = ("n_gram", "nearest")
 
     def examples(self, record: Mapping[str, object], where: str) -> Sequence[TaskExample]:
         if "completion" in record:

@@ -349,3 +349,14 @@ def test_stats_count(engine: Engine) -> None:
     stats = engine.stats
     assert (stats.n_tokens, stats.running, stats.waiting) == (total, 0, 0)
     assert stats.tokens_per_s > 0
+
+
+def test_contexts_may_be_ids_and_progress_is_told(engine: Engine) -> None:
+    texts, labels = ["the cat sat", "der Hund"], ["on", "schlief"]
+    ids = [engine.prompt_ids(text) for text in texts]
+    shares: list[float] = []
+    assert engine.score(labels, ids, on_progress=shares.append) == engine.score(labels, texts)
+    assert engine.classify(ids, labels) == engine.classify(texts, labels)
+    engine.generate(texts, SamplingParams(max_tokens=3), on_progress=shares.append)
+    assert shares.count(1.0) == 2, "each ends with all"
+    assert min(shares) < 1

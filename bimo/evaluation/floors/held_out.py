@@ -47,7 +47,7 @@ class NGramModel:
         assert 1 <= order <= _LONGEST, f"order must lie in 1 … {_LONGEST}, is {order}"
         self.order = order
         self.orders: list[_Order] = []
-        coded = [_codes(document, order) for document in documents if document]
+        coded = [gram_codes(document, order) for document in documents if document]
         if not coded:
             return
         codes = np.concatenate(coded)
@@ -72,7 +72,7 @@ class NGramModel:
 
     def bits_per_byte(self, documents: Sequence[bytes]) -> float:
         """Mean of -log2 of the probability of every byte; NaN without any."""
-        coded = [_codes(document, self.order) for document in documents if document]
+        coded = [gram_codes(document, self.order) for document in documents if document]
         if not coded:
             return float("nan")
         codes = np.concatenate(coded)
@@ -97,7 +97,7 @@ def xz_bits_per_byte(train: Sequence[bytes], valid: Sequence[bytes]) -> float:
     return 8 * (size(before + after) - size(before)) / len(after)
 
 
-def _codes(document: bytes, order: int) -> np.ndarray:
+def gram_codes(document: bytes, order: int) -> np.ndarray:
     """The gram that ends at each byte, as a number in base 257; boundaries stand before the first byte."""
     padded = np.concatenate((np.full(order - 1, _BOUNDARY), np.frombuffer(document, np.uint8))).astype(np.uint64)
     n = len(document)
