@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 if TYPE_CHECKING:
+    from bimo.applying import Conversation, classify, summarize, translate
     from bimo.core.config import ModelSpec, TrainingSettings
     from bimo.core.errors import UserError
     from bimo.core.registry import register
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Callback": "bimo.training",
+    "Conversation": "bimo.applying",
     "Engine": "bimo.engine",
     "EngineSettings": "bimo.engine",
     "GPT": "bimo.model.gpt",
@@ -45,10 +47,13 @@ _HOMES = {
     "UserError": "bimo.core.errors",
     "bench": "bimo.evaluation.bench",
     "check": "bimo.data.checkup",
+    "classify": "bimo.applying",
     "load": "bimo.lm",
     "new": "bimo.lm",
     "quantize": "bimo.quantizing",
     "register": "bimo.core.registry",
+    "summarize": "bimo.applying",
+    "translate": "bimo.applying",
     "unpack": "bimo.model.packed",
     "verify": "bimo.evaluation.verify",
 }
@@ -57,6 +62,7 @@ __all__ = [
     "GPT",
     "LM",
     "Callback",
+    "Conversation",
     "Engine",
     "EngineSettings",
     "ModelSpec",
@@ -67,10 +73,13 @@ __all__ = [
     "UserError",
     "bench",
     "check",
+    "classify",
     "load",
     "new",
     "quantize",
     "register",
+    "summarize",
+    "translate",
     "unpack",
     "verify",
 ]
