@@ -16,7 +16,16 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 MODELS = ROOT / "docs" / "models.md"
 DOCS = [
     ROOT / "docs" / name
-    for name in ("architecture.md", "training.md", "data.md", "cluster.md", "parallel.md", "scale.md", "engine.md")
+    for name in (
+        "architecture.md",
+        "training.md",
+        "data.md",
+        "cluster.md",
+        "parallel.md",
+        "scale.md",
+        "engine.md",
+        "applications.md",
+    )
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]
 

@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from bimo.cli.applications import chat, classify, summarize, translate
 from bimo.cli.data import check, prepare
-from bimo.cli.models import bench, chat, export, generate, quantize, verify
+from bimo.cli.models import bench, export, generate, quantize, verify
 from bimo.cli.options import INTERRUPTED
 from bimo.cli.start import demo, doctor
 from bimo.cli.training import plan, train
@@ -24,7 +25,10 @@ _PATIENCE_S = 5.0
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     verb.__name__: ((verb.__doc__ or "").strip(), verb)
-    for verb in (doctor, demo, check, prepare, plan, train, tune, generate, chat, verify, quantize, export, bench)
+    for verb in (
+        *(doctor, demo, check, prepare, plan, train, tune, generate, chat, translate, summarize, classify),
+        *(verify, quantize, export, bench),
+    )
 }
 
 
