@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 if TYPE_CHECKING:
+    from bimo.applying import Conversation, classify, summarize, translate
     from bimo.core.config import ModelSpec, TrainingSettings
     from bimo.core.errors import UserError
     from bimo.core.registry import register
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Callback": "bimo.training",
+    "Conversation": "bimo.applying",
     "Engine": "bimo.engine",
     "EngineSettings": "bimo.engine",
     "GPT": "bimo.model.gpt",
@@ -46,11 +48,14 @@ _HOMES = {
     "UserError": "bimo.core.errors",
     "bench": "bimo.evaluation.bench",
     "check": "bimo.data.checkup",
+    "classify": "bimo.applying",
     "evaluate": "bimo.evaluation.evaluate",
     "load": "bimo.lm",
     "new": "bimo.lm",
     "quantize": "bimo.quantizing",
     "register": "bimo.core.registry",
+    "summarize": "bimo.applying",
+    "translate": "bimo.applying",
     "unpack": "bimo.model.packed",
     "verify": "bimo.evaluation.verify",
 }
@@ -59,6 +64,7 @@ __all__ = [
     "GPT",
     "LM",
     "Callback",
+    "Conversation",
     "Engine",
     "EngineSettings",
     "ModelSpec",
@@ -69,11 +75,14 @@ __all__ = [
     "UserError",
     "bench",
     "check",
+    "classify",
     "evaluate",
     "load",
     "new",
     "quantize",
     "register",
+    "summarize",
+    "translate",
     "unpack",
     "verify",
 ]

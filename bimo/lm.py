@@ -133,6 +133,11 @@ class LM:
         """What is copied or sent to another process: not the engine, whose cache and threads live here."""
         return {**self.__dict__, "_places_at_first": None, "_made": None}
 
+    @property
+    def engine(self) -> Engine:
+        """What answers with the weights as they are now: many requests at once. Another one after they have changed."""
+        return self._engine()
+
     def _engine(self) -> Engine:
         """The engine of these weights and settings; a new one when they have changed since, in place or by others."""
 

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "evaluation": {"core", "tokenizer", "model", "engine", "interop", "tasks", ""},
     "flags": {"core"},
     "live": {"core", "training"},
+    "applying": {"core", "tokenizer", "data", "engine", "tasks", "lm"},
     "examples": {"core", "tokenizer", "data", "tasks", "training"},
     "lm": {"core", "tokenizer", "data", "model", "training", "interop", "engine", "evaluation", "examples", "tasks"},
     "testing": {"core", "model", "training", "evaluation", "lm"},
@@ -59,6 +60,8 @@ MAY_IMPORT = {
     "cli": {
         "core",
         "data",
+        "tasks",
+        "applying",
         "training",
         "planning",
         "budgeting",

@@ -24,7 +24,9 @@ DOCS = [
         "parallel.md",
         "scale.md",
         "engine.md",
+        "applications.md",
         "evaluation.md",
+        "tasks.md",
     )
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]

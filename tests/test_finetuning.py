@@ -174,6 +174,10 @@ def test_a_head_of_labels_is_trained_and_kept_beside_the_model(tmp_path: Path, b
     assert read_jsonl(run / "metrics.jsonl")[-1]["accuracy"] > 0.9
     lm, plain = bimo.load(run), bimo.load(base)
     assert lm.label_head is not None
+    found = bimo.classify(lm, [row["text"] for row in rows], report=True)
+    assert sum(one.label == row["label"] for one, row in zip(found, rows, strict=True)) > 54, "used where it is asked"
+    outcome = bimo.evaluate(lm, str(data), task="classification")
+    assert outcome is not None
     assert lm.label_head.weight.shape == (2, lm.model.spec.d_model)
     same = all(torch.equal(p, q) for p, q in zip(lm.model.parameters(), plain.model.parameters(), strict=True))
     assert same == (method == "frozen"), "what is frozen stays, and nothing else"

@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bimo.cli.options import add_model, generation, load_model, make_console, make_parser, print_now, show_stage
-from bimo.core.errors import UserError
 from bimo.core.registry import import_modules
+
+if TYPE_CHECKING:
+    from bimo.flags import Parser
 
 
 def generate(arguments: list[str]) -> int:
     """Continue a text with a model."""
-    options, sampling, lm = generation("generate", generate, arguments, with_prompt=True)
+
+    def add(parser: Parser) -> None:
+        parser.add_argument("prompt", type=str, nargs="?", default="", help="How the text begins.")
+
+    options, sampling, lm = generation("generate", generate, arguments, add)
     for piece in lm.stream(options.prompt, **sampling):
         print(piece, end="", flush=True)
     print()
     return 0
-
-
-def chat(arguments: list[str]) -> int:
-    """Talk with a model that was made for chat; an empty line ends the conversation."""
-    options, sampling, lm = generation("chat", chat, arguments, with_prompt=False)
-    messages = [{"role": "system", "content": options.system}] if options.system else []
-    if not lm.tokenizer.has_chat_template:
-        raise UserError("this model has no chat template", where=options.model, mend="Use bimo generate.")
-    while True:
-        try:
-            line = input("you> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return 0
-        except UnicodeDecodeError as error:
-            raise UserError(f"the input is not UTF-8 ({error})", where="standard input", mend="Convert it.") from error
-        if not line.strip():
-            return 0
-        messages.append({"role": "user", "content": line})
-        answer = ""
-        for piece in lm.stream_chat(messages, **sampling):
-            answer += piece
-            print(piece, end="", flush=True)
-        print()
-        messages.append({"role": "assistant", "content": answer})
 
 
 def verify(arguments: list[str]) -> int:

@@ -103,19 +103,16 @@ def _check_readable(recipe: Path) -> None:
 
 
 def generation(
-    verb: str, command: Callable[..., int], arguments: list[str], *, with_prompt: bool
+    verb: str, command: Callable[..., int], arguments: list[str], add: Callable[[Parser], None]
 ) -> tuple[Any, dict[str, Any], Any]:
-    """Options, sampling parameters and the model of a command that generates."""
+    """Options, sampling parameters and the model of a command that generates; `add` gives it its own flags."""
     from bimo.engine.request import SamplingParams
     from bimo.engine.settings import EngineSettings
     from bimo.flags import add_settings, settings_values
 
     parser = make_parser(verb, command)
     add_model(parser)
-    if with_prompt:
-        parser.add_argument("prompt", type=str, nargs="?", default="", help="How the text begins.")
-    else:
-        parser.add_argument("--system", type=str, default="", help="Instructions that come first.")
+    add(parser)
     add_settings(parser, SamplingParams)
     add_settings(parser, EngineSettings, "engine.")
     options = parser.parse_args(arguments)
@@ -124,6 +121,24 @@ def generation(
     lm = load_model(options)
     lm.engine_settings = engine
     return options, sampling, lm
+
+
+def positionals_first(parser: Parser, arguments: list[str]) -> list[str]:
+    """The arguments with those that are no flags, nor belong to one, in front: `MODEL --to de FILE` works, too."""
+    without_value = {flag for action in parser._actions if action.nargs == 0 for flag in action.option_strings}
+    named: list[str] = []
+    flags: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "--":
+            named += waiting
+        elif argument.startswith("-") and argument != "-":
+            flags.append(argument)
+            if "=" not in argument and argument not in without_value:
+                flags += [value for value in [next(waiting, None)] if value is not None]
+        else:
+            named.append(argument)
+    return [*named, *flags]
 
 
 def add_model(parser: Parser) -> None:

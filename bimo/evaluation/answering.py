@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from bimo.core.errors import UserError
 from bimo.engine import Completion, Engine, EngineSettings, SamplingParams
 from bimo.evaluation.answer import Answer, Circumstances, Foresight
@@ -83,7 +81,7 @@ def _open_path(path: str | Path) -> Opened:
     if tokenizer is None:
         raise UserError("this model came without a tokenizer", where=str(source), mend="Put one into its folder.")
     tasks = saved_tasks(source) if source.is_dir() else []
-    head = load_head(source, gpt, len(labels_of(tasks))) if source.is_dir() else None
+    head = load_head(source, gpt.spec.d_model, len(labels_of(tasks))) if source.is_dir() else None
     return Opened(Engine(gpt, tokenizer), tokenizer, _name(Path(path)), tasks, head)
 
 
@@ -124,8 +122,7 @@ def answers_of(
 def _labelled(opened: Opened, prompts: Sequence[list[int]], labels: Sequence[str], tell: Tell) -> list[Answer]:
     """The likeliest label for each prompt: by the model's head of these labels, or as the text that follows."""
     if opened.head is not None and list(labels_of(opened.tasks)) == list(labels):
-        states = torch.from_numpy(opened.engine.embed(prompts, pooling="last", normalize=False))
-        rows = opened.head.probabilities(states).tolist() if prompts else []
+        rows = opened.head.shares(opened.engine.embed(prompts, pooling="last", normalize=False)).tolist()
         every = [dict(zip(labels, row, strict=True)) for row in rows]
     else:
         found = opened.engine.classify(prompts, labels, on_progress=lambda share: tell("classifying", share))

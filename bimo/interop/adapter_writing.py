@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from bimo.core.artifacts import write_folder
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
-from bimo.interop.families import FAMILIES
-from bimo.interop.tensors import PLAIN, TensorNames
+from bimo.interop.families import FAMILIES, PLAIN
+from bimo.interop.tensors import TensorNames
 from bimo.model.gpt import GPT
 from bimo.model.lora import Adapter, LowRank
 

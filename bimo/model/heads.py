@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,11 @@ class LabelHead:
     def probabilities(self, states: Tensor) -> Tensor:
         """Hidden states of the last tokens, (…, C) → (…, labels)."""
         return (states.float() @ self.weight.T + self.bias).softmax(dim=-1)
+
+    def shares(self, states: np.ndarray) -> np.ndarray:
+        """The same for an engine's states, float32."""
+        found: np.ndarray = self.probabilities(torch.from_numpy(states)).numpy()
+        return found
 
 
 def attach_head(model: GPT, n_labels: int, generator: torch.Generator | None = None) -> nn.Linear:

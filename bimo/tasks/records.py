@@ -13,7 +13,8 @@ from bimo.data.documents import Problem, ProblemHandler, UnreadableError
 from bimo.data.files import find_files, kind_of
 from bimo.data.readers import read_documents
 from bimo.data.records import table_rows
-from bimo.data.tables import Broken
+from bimo.data.tables import Broken, Row
+from bimo.data.tmx import is_tmx, tmx_rows
 from bimo.tasks.task import Task, TaskExample
 
 _LIST = "Give a .jsonl, .csv or .parquet file with the fields that the task needs."
@@ -41,7 +42,7 @@ def read_examples(
     names = _checked(task, fields or {})
     found: list[TaskExample] = []
     first: Problem | None = None
-    for place, record in records_of(paths, tell):
+    for place, record in records_of(paths, tell, _languages_of(task)):
         try:
             found += task.examples({**record, **_renamed(record, names)}, place.where)
         except UserError as error:
@@ -54,21 +55,36 @@ def read_examples(
     return found
 
 
-def records_of(paths: Sequence[str], tell: ProblemHandler) -> Iterator[tuple[Problem, Mapping[str, object]]]:
-    """Each record with its place, which says nothing else; a document of plain text has the one field "text"."""
+def records_of(
+    paths: Sequence[str], tell: ProblemHandler, languages: tuple[str, str] | None = None
+) -> Iterator[tuple[Problem, Mapping[str, object]]]:
+    """Each record with its place, which says nothing else; a document of plain text has the one field "text".
+
+    Of a translation memory (.tmx) the units in `languages`, source and target; None: whichever come first.
+    """
     files = find_files(paths, tell)
-    plain = [str(file) for file in files if kind_of(file) == "text"]
+    plain = [str(file) for file in files if kind_of(file) == "text" and not is_tmx(file)]
     if plain:
         for document in read_documents(plain, DataSettings(), tell):
             yield Problem(document.file, document.row, ""), {"text": document.text}
     for file in files:
-        if kind_of(file) != "text":
-            yield from _table_records(file, tell)
+        if is_tmx(file):
+            yield from _table_records(file, tmx_rows(file, languages), tell)
+        elif kind_of(file) != "text":
+            yield from _table_records(file, table_rows(file), tell)
 
 
-def _table_records(file: Path, tell: ProblemHandler) -> Iterator[tuple[Problem, Mapping[str, object]]]:
+def _languages_of(task: Task) -> tuple[str, str] | None:
+    """Source and target language of a task that has them, as the translation has."""
+    source, target = getattr(task, "source", ""), getattr(task, "target", "")
+    return (source, target) if source and target else None
+
+
+def _table_records(
+    file: Path, rows: Iterator[Row], tell: ProblemHandler
+) -> Iterator[tuple[Problem, Mapping[str, object]]]:
     try:
-        for row, record in table_rows(file):
+        for row, record in rows:
             if isinstance(record, Broken):
                 tell(Problem(str(file), row, record.what, record.mend))
             else:
