@@ -156,6 +156,7 @@ def opened(settings: RunSettings, materials: Sequence[Material], run: RunDirecto
     lm.tokenizer.save(run.path)
     lm.source = None
     lm.tasks = [material.task for material in materials]
+    lm.label_head = None  # the base's own knows other labels, and states that are trained away from it
     return lm
 
 
@@ -175,7 +176,7 @@ def _reference(model: Any, settings: RunSettings) -> Reference:
 
     def read(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         was_training = kept.training
-        kept.eval()
+        kept.to(batch.ids.device).eval()  # the copy was made before the trainer chose a device
         try:
             with unadapted(kept):
                 return kept.hidden(batch.ids, positions=batch.positions, documents=batch.documents), kept.lm_head.weight
@@ -299,7 +300,7 @@ def _finish(
 @torch.no_grad()
 def _merge(run: RunDirectory, lm: LM, settings: RunSettings, rows: Rows, console: Console) -> None:
     """The adapter in a folder of its own, and added to the weights in float32; what that changes is measured."""
-    batch = next(iter(rows.valid[0].in_order(2)))
+    batch = next(iter(rows.valid[0].in_order(2))).to(lm.model.lm_head.weight.device)
     beside = lm.model.eval()(batch.ids)
     save_adapter(run.path / ADAPTER, lm.model, adapter_in(lm.model, settings.name), settings.adapt.base)
     merge(lm.model, detach(lm.model, settings.name))

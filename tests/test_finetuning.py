@@ -14,7 +14,9 @@ from bimo import LM, UserError
 from bimo.cli import main
 from bimo.core.artifacts import read_jsonl
 from bimo.interop import load_adapter
+from bimo.model.heads import LabelHead
 from bimo.model.lora import merge
+from bimo.tasks.naming import make_task
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "an", "old", "tree", "by", "water"]
 TRAINING = {"steps": 4, "batch_size": 4, "evaluate_every": 2, "log_every": 1, "precision": "fp32", "device": "cpu"}
@@ -184,3 +186,20 @@ def test_a_head_of_labels_is_trained_and_kept_beside_the_model(tmp_path: Path, b
     (run / "model" / "label_head.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="label_head"):
         bimo.load(run)
+
+
+@pytest.mark.parametrize(("task", "labels"), [("translation", ()), ("classification", ("a", "b", "c"))])
+def test_a_head_of_labels_of_the_base_does_not_outlive_another_training(
+    tmp_path: Path, lm: LM, task: str, labels: tuple[str, ...]
+) -> None:
+    first = bimo.load(lm.save(tmp_path / "plain"))
+    first.tasks = [make_task("classification(labels=['x', 'y'])")]
+    first.label_head = LabelHead(torch.zeros(2, lm.model.spec.d_model), torch.zeros(2))
+    data = pairs(tmp_path / "pairs.jsonl")
+    if labels:
+        rows = [{"text": f"{WORDS[n % 12]} {n}", "label": labels[n % 3]} for n in range(60)]
+        data.write_text("\n".join(map(json.dumps, rows)))
+    path = recipe(tmp_path, tasks=[entry(data, task)], adapt={"base": str(first.save(tmp_path / "first"))})
+    assert main(["train", str(path)]) == 0
+    again = bimo.load(tmp_path / "runs" / "it")
+    assert again.label_head is None, "it belongs to the labels x and y"
