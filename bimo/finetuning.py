@@ -27,13 +27,12 @@ from bimo.evaluation.metrics import bits_per_byte, end_probability
 from bimo.examples.preview import preview
 from bimo.interop import save_adapter
 from bimo.live import Waiting
-from bimo.lm import LM, load, new
-from bimo.materials import Material, Rows, Telling, read_material, row_length, rows_of, tokenizer_of
+from bimo.lm import LM, new
+from bimo.materials import Material, Rows, Telling, read_materials, row_length, rows_of, tokenizer_of
 from bimo.model.adapting import adapter_in, attach, detach, unadapted
 from bimo.model.heads import attach_head, detach_head
 from bimo.model.lora import merge
-from bimo.model.packed import unpack
-from bimo.recipes import Outcome, open_run, resume_newest, run_trainer, say, write_lineage
+from bimo.recipes import Outcome, base_of, open_run, resume_newest, run_trainer, say, write_lineage
 from bimo.tasks.classification import labels_of
 from bimo.training import Callback, Trainer, launch
 from bimo.training.grouping import grouped, mixed
@@ -72,7 +71,7 @@ def _finetune(
 ) -> Outcome:
     team = launch.current()
     told = Telling(console, run, quiet=resume or not team.first)
-    materials = [read_material(data, settings, told) for data in settings.tasks]
+    materials = read_materials(settings, told)
     lm = opened(settings, materials, run, console)
     settings = replace(settings, model=lm.model.spec)
     loss = loss_by_name(settings.training.loss, {})
@@ -148,15 +147,11 @@ def _check_team(settings: RunSettings, alone: bool) -> None:
 def opened(settings: RunSettings, materials: Sequence[Material], run: RunDirectory, console: Console) -> LM:
     """The model that the run begins with, and its tokenizer, also in the run's folder."""
     if settings.adapt.base:
-        lm = load(settings.adapt.base)
-        unpack(lm.model)
-        say(console, f"base: {settings.adapt.base}, {lm.model.n_parameters():,} parameters")
+        lm = base_of(settings, console)
     else:
         lm = new(settings.model, tokenizer_of(settings, materials, run, console), seed=settings.training.seed)
     lm.tokenizer.save(run.path)
-    lm.source = None
     lm.tasks = [material.task for material in materials]
-    lm.label_head = None  # the base's own knows other labels, and states that are trained away from it
     return lm
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -74,7 +74,31 @@ class Telling:
         self.run.log_event(kind, **facts)
 
 
-def read_material(data: TaskData, settings: RunSettings, told: Telling) -> Material:
+def read_materials(settings: RunSettings, told: Telling) -> list[Material]:
+    """The records of all tasks; what is measured on by any of them is learned by none.
+
+    Raises:
+        UserError: A task has no files, or no record is left to train on.
+    """
+    materials = [_read(data, settings, told) for data in settings.tasks]
+    known = {_hash(example) for material in materials for example in material.valid}
+    return [_without(material, known, told) for material in materials]
+
+
+def _without(material: Material, known: set[int], told: Telling) -> Material:
+    """A task without the training records that are measured on, its own or another task's."""
+    kept = [example for example in material.train if _hash(example) not in known]
+    name, count = material.task.name, len(material.train) - len(kept)
+    if count:
+        what = f"{count} records of {name} stand among those to measure on, and are not trained on"
+        told("overlap", what=what, count=count)
+    if not kept:
+        mend = "Give more records, or others as valid."
+        raise UserError("no record is left to train on", where=f"tasks: {name}", mend=mend)
+    return replace(material, train=kept)
+
+
+def _read(data: TaskData, settings: RunSettings, told: Telling) -> Material:
     """The records of a task; where none are given to measure on, a share is held out by a hash of what is read."""
     task = make_task(data.task)
     on_problem = None if settings.adapt.on_bad_row == "stop" else told.problem
@@ -90,17 +114,7 @@ def read_material(data: TaskData, settings: RunSettings, told: Telling) -> Mater
         held = [_hash(example) % _HELD_OUT == 0 for example in train]
         valid = [example for example, out in zip(train, held, strict=True) if out] or train[:1]
         train = [example for example, out in zip(train, held, strict=True) if not out]
-    known = {_hash(example) for example in valid}
-    kept = [example for example in train if _hash(example) not in known]
-    if len(kept) < len(train):
-        count = len(train) - len(kept)
-        what = f"{count} records of {task.name} stand among those to measure on, and are not trained on"
-        told("overlap", what=what, count=count)
-    if not kept:
-        raise UserError(
-            "no record is left to train on", where=", ".join(paths), mend="Give more records, or others as valid."
-        )
-    return Material(task, kept, valid, data.weight)
+    return Material(task, train, valid, data.weight)
 
 
 def _hash(example: TaskExample) -> int:

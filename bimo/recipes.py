@@ -29,6 +29,7 @@ from bimo.data.prepare import Prepared, open_prepared
 from bimo.evaluation.metrics import bits_per_byte
 from bimo.live import Figures, LiveView, PlainView, Waiting
 from bimo.lm import LM, load, new
+from bimo.model.packed import unpack
 from bimo.preparing import Text, open_text, prepare, say, training_documents
 from bimo.tokenizer import Tokenizer
 from bimo.training import Callback, Checkpoints, EventsFile, FlightRecorder, MetricsFile, Trainer, Watchdog, launch
@@ -94,6 +95,10 @@ def _train(
     team = launch.current()
     teachers: list[LM] = []
     loss = _loss(settings, teachers)  # what is wrong with it is said before the long work
+    base = base_of(settings, console) if settings.adapt.base else None
+    if base is not None:
+        own = base.tokenizer
+        team.by_first(lambda: own.save(run.path))  # where the preparation looks for one
     tokenizer, prepared = _prepared(settings, text, console, run)
     if any(teacher.fingerprint != tokenizer.fingerprint for teacher in teachers):
         raise UserError(
@@ -101,7 +106,7 @@ def _train(
             where="training.loss",
             mend="Use the teacher's tokenizer: --tokenizer.path TEACHER/tokenizer.json",
         )
-    lm = new(settings.model, tokenizer, seed=settings.training.seed)
+    lm = base or new(settings.model, tokenizer, seed=settings.training.seed)
     settings = replace(settings, model=lm.model.spec)
     if team.first:
         settings.save(run.settings)
@@ -123,6 +128,27 @@ def _train(
     with in_one_piece(lm, team):
         team.by_first(lambda: _finish(run, lm, trainer, settings, text, figures))
     return Outcome(lm, trainer, run, figures)
+
+
+def base_of(settings: RunSettings, console: Console) -> LM:
+    """The model that the run begins with, ready to be trained.
+
+    Raises:
+        UserError: There is none, it has no tokenizer, or the settings name another one.
+    """
+    lm = load(settings.adapt.base)
+    path = settings.tokenizer.path
+    if path and Tokenizer.load(path).fingerprint != lm.tokenizer.fingerprint:
+        raise UserError(
+            f"{path} is not the tokenizer of {settings.adapt.base}, whose ids would mean other text",
+            where="tokenizer.path",
+            mend="Leave it out: the base's own is used.",
+        )
+    unpack(lm.model)
+    say(console, f"base: {settings.adapt.base}, {lm.model.n_parameters():,} parameters")
+    lm.source = None
+    lm.label_head = None  # it knows the labels of another training, and states that are trained away from it
+    return lm
 
 
 def _prepared(settings: RunSettings, text: Text, console: Console, run: RunDirectory) -> tuple[Tokenizer, Prepared]:

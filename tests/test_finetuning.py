@@ -96,6 +96,18 @@ def test_several_tasks_are_mixed_and_measured_each(tmp_path: Path) -> None:
     assert bimo.load(tmp_path / "runs" / "it").tasks[1].labels == ("even", "odd")  # type: ignore[attr-defined]
 
 
+def test_what_one_task_is_measured_on_no_other_task_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, valid = pairs(tmp_path / "pairs.jsonl"), pairs(tmp_path / "valid.jsonl", count=3)
+    other, back = pairs(tmp_path / "other.jsonl", 2, first=5), {"source": "target", "target": "source"}
+    tasks = [
+        entry(data, "translation(target='zh')", valid=[str(valid)]),
+        entry(data, "translation(source='zh', target='en')", fields=back, valid=[str(other)]),
+    ]
+    assert main(["train", str(recipe(tmp_path, tasks=tasks))]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("5 records of translation stand among those to measure on") == 2, "both directions of a pair"
+
+
 @pytest.mark.parametrize(("on_bad_row", "code"), [("skip", 0), ("stop", 2)])
 def test_bad_rows_are_named_and_the_run_goes_on_or_stops(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], on_bad_row: str, code: int
@@ -203,3 +215,36 @@ def test_a_head_of_labels_of_the_base_does_not_outlive_another_training(
     assert main(["train", str(path)]) == 0
     again = bimo.load(tmp_path / "runs" / "it")
     assert again.label_head is None, "it belongs to the labels x and y"
+
+
+def test_plain_text_goes_on_with_the_base_and_its_tokenizer(
+    tmp_path: Path, base: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text, encoding="utf-8")
+    training = {**TRAINING, "optimizer": "adamw", "learning_rate": 1e-6, "steps": 2}
+    data = {"paths": [str(tmp_path / "texts")], "validation_share": 0.2, "check": False}
+    path = recipe(tmp_path, data=data, adapt={"base": str(base)}, training=training)
+    assert main(["train", str(path)]) == 0
+    plain, more = bimo.load(base), bimo.load(tmp_path / "runs" / "it")
+    assert more.fingerprint == plain.fingerprint
+    assert more.model.spec == plain.model.spec
+    for before, after in zip(plain.model.parameters(), more.model.parameters(), strict=True):
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
+    (tmp_path / "other").mkdir()
+    bimo.Tokenizer.train(["something else"], 270).save(tmp_path / "other")
+    other = ["--name", "other", "--tokenizer.path", str(tmp_path / "other" / "tokenizer.json")]
+    assert main(["train", str(path), *other]) == 2
+    assert "not the tokenizer of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "said"), [(["--cluster", "local"], "on a cluster"), (["--budget", "20s"], "budget")])
+@pytest.mark.parametrize("with_tasks", [True, False])
+def test_what_knows_no_base_and_no_tasks_says_so(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str, with_tasks: bool
+) -> None:
+    data = pairs(tmp_path / "pairs.jsonl")
+    parts = {"tasks": [entry(data)]} if with_tasks else {"adapt": {"base": str(base)}, "data": {"paths": [str(data)]}}
+    assert main(["train", str(recipe(tmp_path, **parts)), *flags]) == 2
+    assert said in capsys.readouterr().err

@@ -54,6 +54,7 @@ def train(arguments: list[str]) -> int:
     started = time.monotonic()
     settings, options = run_options("train", train, arguments, _add_train)
     if options.cluster:
+        _refuse_on_a_cluster(settings)
         return _train_on_a_cluster(settings, options)
     resume = bool(options.resume)
     from bimo import recipes
@@ -65,6 +66,9 @@ def train(arguments: list[str]) -> int:
     if options.budget:
         if resume:
             raise UserError("a run that goes on keeps its steps", where="--budget", mend="Leave --budget out.")
+        if settings.adapt.base:
+            mend = "Leave --budget out, and give training.steps."
+            raise UserError("a budget chooses the model, and adapt.base names one", where="--budget", mend=mend)
         from bimo.budgeting import train_within
 
         free = not options.config
@@ -109,6 +113,14 @@ def _add_train(parser: Parser) -> None:
     add_cluster(parser)
     text = "Time for all of it, such as 20m or 1h30m: size, tokens, batch and rate are chosen for the best model in it."
     parser.add_argument("--budget", type=str, default="", help=text)
+
+
+def _refuse_on_a_cluster(settings: RunSettings) -> None:
+    """Its workers read plain text and begin with a new model; anything else would be passed over in silence."""
+    odd = "tasks" if settings.tasks else "adapt.base" if settings.adapt.base else ""
+    if odd:
+        mend = "Leave --cluster out; torchrun shares out such a run."
+        raise UserError("a run on a cluster learns plain text, from a new model", where=odd, mend=mend)
 
 
 def _train_on_a_cluster(settings: RunSettings, options: Any) -> int:

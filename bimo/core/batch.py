@@ -57,8 +57,8 @@ class Batch:
         for start in range(0, self.n_rows, rows):
             yield self.part(slice(start, start + rows))
 
-    def part(self, rows: slice) -> Batch:
-        """Some of the rows, without copying."""
+    def part(self, rows: slice | list[int]) -> Batch:
+        """Some of the rows; a slice of them is not copied."""
         return self._map(operator.itemgetter(rows))
 
     def cut(self, length: int) -> Batch:

@@ -42,6 +42,7 @@ class TaskRows:
         tell: Told of the first of each kind, and at the end of how many there were.
         labels: For a head of labels: what follows the prompt is the number of the row's label in here.
         counts: How many were cut, split, or left out.
+        first: Why the first of them was left out.
     """
 
     tokenizer: Tokenizer
@@ -50,6 +51,7 @@ class TaskRows:
     tell: Tell
     labels: Sequence[str] = ()
     counts: Counter[str] = field(default_factory=Counter)
+    first: str = ""
 
     def rows(self, examples: Sequence[TaskExample]) -> TokenRows:
         """All examples that can be used.
@@ -68,7 +70,7 @@ class TaskRows:
             shown = ", ".join(writer.untrained)
             what = f"{writer.n_untrained} rows have no token to train on, such as {shown}"
             self.tell("without a trained token", what=what, count=writer.n_untrained)
-        return writer.rows()
+        return self._table(writer)
 
     def pairs(self, examples: Sequence[TaskExample]) -> PairRows:
         """Pairs of the better and the worse answer; an example without a worse one, or of which one does not fit, is
@@ -83,19 +85,29 @@ class TaskRows:
                 self._left_out(example, "there is no rejected answer" if example.messages else "there is no prompt")
                 continue
             answers = (example, replace(example, target=example.rejected))
-            both = [self._written(example.messages, answer) or [] for answer in answers]
-            if any(len(rows) != 1 for rows in both):
+            both = [self._written(example.messages, answer) for answer in answers]
+            if None in both:
+                continue  # why is told
+            pair = [_last_answer(*rows[-1]) for rows in both if rows]
+            if not all(1 in trained[1:] for _, trained in pair):  # the writer would drop one, and shift all others
+                self._left_out(example, "an answer has no token to train on")
                 continue
-            longest = max(len(rows[0][0]) for rows in both)
+            longest = max(len(ids) for ids, _ in pair)
             if longest > self.context_length + 1:
                 what = f"prompt and answer have {longest} tokens, the model sees {self.context_length}"
                 if self.on_long == "stop":
                     raise UserError(what, where=example.where, mend=_SHORTER)
                 self._left_out(example, what)
                 continue
-            for [(ids, trained)] in both:
+            for ids, trained in pair:
                 writer.add(np.array(ids, np.int32), trained, example.where, whole=True)
-        return PairRows(writer.rows())
+        return PairRows(self._table(writer))
+
+    def _table(self, writer: RowWriter) -> TokenRows:
+        """What was written; where all was left out, the error says why."""
+        if not writer.n_examples and self.first:
+            raise UserError(f"no record can be used; the first: {self.first}", where="tasks", mend=_SHORTER)
+        return writer.rows()
 
     def marked(self, example: TaskExample) -> Iterator[Marked]:
         """The rows of one example; none when it is left out."""
@@ -194,9 +206,18 @@ class TaskRows:
         return [len(self.tokenizer.encode_array(turn["content"])) for turn in turns]
 
     def _left_out(self, example: TaskExample, what: str) -> None:
+        self.first = self.first or f"{example.where}: {what}"
         self._count("left out", example, what)
 
     def _count(self, kind: str, example: TaskExample, what: str) -> None:
         self.counts[kind] += 1
         if self.counts[kind] <= _TOLD:
             self.tell(kind, what=f"{example.where}: {what}")
+
+
+def _last_answer(ids: list[int], trained: bytes) -> Marked:
+    """A conversation of which only the last answer counts: what was said before is no matter of preference, and a mean
+    over tokens must not count it."""
+    end = trained.rfind(1) + 1
+    start = trained.rfind(0, 0, end) + 1
+    return ids, b"\0" * start + trained[start:end] + b"\0" * (len(trained) - end)

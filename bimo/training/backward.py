@@ -140,12 +140,17 @@ class Passes:
             loss.backward()
         self.model.zero_grad(set_to_none=True)
 
+    @property
+    def rows_together(self) -> int:
+        """How many neighbouring rows of a batch the loss compares, such as the two of a pair: they are not parted."""
+        return int(getattr(self.loss, "rows_together", 1))
+
     def micro_rows(self, batch: Batch) -> int:
         """Rows of a forward pass: the setting, or what keeps the activations small without slowing the products."""
         rows = self.settings.micro_batch_size or batch.n_rows
         if not self.settings.micro_batch_size and self.device == "cpu":
             rows = max(1, _CPU_MICRO_TOKENS // batch.ids.shape[1])
-        together: int = getattr(self.loss, "rows_together", 1)  # pairs must not be parted
+        together = self.rows_together
         most = min(rows, self.state.most_rows or rows, max(1, batch.n_rows))
         return max(together, most - most % together)
 

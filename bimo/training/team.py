@@ -162,9 +162,15 @@ class Team:
             time.sleep(_POLL_S)
         came.wait()
 
-    def share(self, batch: Batch) -> Batch:
-        """This process's rows of a batch; where there are none left for it, one that is not trained."""
+    def share(self, batch: Batch, together: int = 1) -> Batch:
+        """This process's rows of a batch; where there are none left for it, some that are not trained.
+
+        Args:
+            batch: Of all processes.
+            together: So many neighbouring rows belong to each other, such as the two of a pair, and are not parted.
+        """
         if self.data_size == 1:
             return batch
-        part = batch.part(slice(self.data_rank, None, self.data_size))
-        return part if part.n_rows else batch.part(slice(0, 1)).without_weight()
+        rows = [row for row in range(batch.n_rows) if row // together % self.data_size == self.data_rank]
+        part = batch.part(rows)
+        return part if part.n_rows else batch.part(slice(0, together)).without_weight()

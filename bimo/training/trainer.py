@@ -231,7 +231,7 @@ class Trainer(Passes):
         if self.batch is None:
             self.before = {"data": position(self.data), "random": random_state()}
             read, shared_out = next(batches), getattr(self.data, "world_size", 1) > 1
-            self.batch = read if shared_out else self.team.share(read)
+            self.batch = read if shared_out else self.team.share(read, self.rows_together)
             self._batch_name = "" if self.team.alone else shared_fingerprint(self.batch, self.team)
         batch, fault = self.batch, None
         try:

@@ -108,3 +108,20 @@ def test_many_of_a_kind_are_told_as_a_number(tokenizer: Tokenizer) -> None:
     _, told = made([SHORT, *[LONG] * 30], tokenizer)
     assert len(told.lines) == 11
     assert told.lines[-1] == "left out: 30 rows in all"
+
+
+def test_of_a_conversation_only_the_last_answers_are_a_pair(tokenizer: Tokenizer) -> None:
+    before = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "the old tree"})
+    example = replace(SHORT, messages=(*before, {"role": "user", "content": "b"}), target="cat", rejected="Hund")
+    pairs = TaskRows(tokenizer, 64, "skip", Told()).pairs([example])
+    for number, answer in enumerate(("cat", "Hund")):
+        ids, trained = row(pairs.rows, number)
+        said = [i for i, counts in zip(ids, trained, strict=True) if counts]
+        assert said[:-1] == tokenizer.encode(answer), "what was said before is in no mean over tokens"
+
+
+def test_where_all_is_left_out_the_first_reason_is_said(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match=r"file, line 3: prompt and answer have \d+ tokens, the model sees 64"):
+        made([LONG], tokenizer)
+    with pytest.raises(UserError, match="file, line 3: there is no rejected answer"):
+        TaskRows(tokenizer, 64, "skip", Told()).pairs([SHORT])

@@ -17,6 +17,7 @@ from bimo.model.gpt import GPT
 from bimo.testing.subjects import SMALL
 from bimo.training import Trainer
 from bimo.training.losses import CrossEntropy, DirectPreference, Preference, SimplePreference, chunks
+from bimo.training.team import Team
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +148,16 @@ def test_a_frozen_head_gets_no_gradient(models: tuple[GPT, GPT]) -> None:
     CrossEntropy().sum(hidden, model.lm_head.weight, given).backward()
     assert hidden.grad is not None
     assert model.lm_head.weight.grad is None
+
+
+@pytest.mark.parametrize("n_pairs", [1, 3])
+def test_processes_share_out_whole_pairs(n_pairs: int) -> None:
+    rows = torch.arange(2 * n_pairs)[:, None].expand(-1, 3)
+    batch = Batch(rows, rows, torch.ones(2 * n_pairs, 3))
+    parts = [Team(rank=rank, size=2, data=2).share(batch, Preference.rows_together) for rank in (0, 1)]
+    for part in parts:
+        firsts = part.ids[:, 0].view(-1, 2)
+        assert (firsts[:, 1] - firsts[:, 0] == 1).all(), "better and worse stay together"
+        assert (firsts[:, 0] % 2 == 0).all(), "the better one first"
+    trained = torch.cat([part.ids[part.weights > 0] for part in parts])
+    assert sorted(trained.tolist()) == sorted(rows.flatten().tolist()), "each is trained once"
