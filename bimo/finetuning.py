@@ -28,7 +28,7 @@ from bimo.examples.preview import preview
 from bimo.interop import save_adapter
 from bimo.live import Waiting
 from bimo.lm import LM, load, new
-from bimo.materials import Material, Rows, Telling, read_material, row_length, rows_of, tokenizer_of
+from bimo.materials import Material, Rows, Telling, read_material, rows_of, tokenizer_of
 from bimo.model.adapting import adapter_in, attach, detach, unadapted
 from bimo.model.heads import attach_head, detach_head
 from bimo.model.lora import merge
@@ -95,7 +95,7 @@ def _finetune(
     trainer = run_trainer(settings, lm, run, console, loss=loss, callbacks=callbacks, evaluate=evaluate)
     if resume:
         resume_newest(trainer, run, console)
-    tokens = settings.training.batch_size * row_length(settings)
+    tokens = settings.training.batch_size * settings.row_length
     seed = settings.training.seed
     streams = [grouped(part, tokens, seed) for part in rows.train]
     trainer.fit(mixed(streams, [material.weight for material in materials], seed))
@@ -163,7 +163,7 @@ def _with_steps(settings: RunSettings, rows: Rows) -> RunSettings:
     """Epochs as updates."""
     if not settings.adapt.epochs:
         return settings
-    tokens = settings.training.batch_size * row_length(settings)
+    tokens = settings.training.batch_size * settings.row_length
     batches = sum(len(grouped(part, tokens, 0)) for part in rows.train)
     training = replace(settings.training, steps=max(1, round(settings.adapt.epochs * batches)))
     return replace(settings, training=training)

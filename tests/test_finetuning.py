@@ -147,6 +147,19 @@ def test_a_recipe_that_cannot_be_run_says_why(
     assert said in capsys.readouterr().err
 
 
+def test_pretraining_goes_on_from_a_base_with_its_tokenizer(tmp_path: Path, base: Path, text_file: Path) -> None:
+    adapt = {"base": str(base), "context_length": 32}
+    training = {**TRAINING, "optimizer": "adamw", "learning_rate": 0.001}
+    path = recipe(tmp_path, adapt=adapt, training=training, data={"validation_share": 0.1})
+    assert main(["train", str(path), str(text_file)]) == 0
+    run, plain = bimo.load(tmp_path / "runs" / "it"), bimo.load(base)
+    assert run.fingerprint == plain.fingerprint
+    assert run.model.spec == plain.model.spec, "rows are shorter, the model's context stays"
+    final = read_jsonl(tmp_path / "runs" / "it" / "metrics.jsonl")
+    assert final[0]["tokens"] == 4 * 32
+    assert final[0]["loss"] < 4, "it has not begun from nothing, where the loss is ln 400 = 6"
+
+
 @pytest.mark.parametrize("loss", ["dpo(beta=0.2)", "simpo"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_preferences_are_learned_by_their_losses(tmp_path: Path, base: Path, loss: str, method: str) -> None:
