@@ -34,6 +34,7 @@ from bimo.model.heads import attach_head, detach_head
 from bimo.model.lora import merge
 from bimo.model.packed import unpack
 from bimo.recipes import Outcome, open_run, resume_newest, run_trainer, say, write_lineage
+from bimo.scoring import scores_of
 from bimo.tasks.classification import labels_of
 from bimo.training import Callback, Trainer, launch
 from bimo.training.grouping import grouped, mixed
@@ -87,6 +88,8 @@ def _finetune(
     if settings.adapt.label_head:
         loss = LabelLoss(attach_head(lm.model, _n_labels(materials), generator))
     before = {} if resume else _measured(lm, rows, settings, loss)
+    if settings.adapt.base and team.first and not resume and not settings.adapt.label_head:
+        before |= scores_of(lm, materials, settings.adapt.scored_answers, console)
     _choose_what_is_trained(lm.model, settings, generator)
 
     def evaluate(_model: nn.Module) -> dict[str, float]:
@@ -282,6 +285,8 @@ def _finish(
     if settings.adapt.method == "lora":
         _merge(run, lm, settings, rows, console)
     lm.model.requires_grad_(True)
+    if after:
+        after |= scores_of(lm, materials, settings.adapt.scored_answers, console, show=True)
     lm.save(run.model)
     data = {f"{n + 1} {m.task.name}": f"{len(m.train)} records" for n, m in enumerate(materials)}
     write_lineage(run, lm, trainer, settings, data | {"base": settings.adapt.base})

@@ -78,6 +78,7 @@ def test_lora_leaves_the_base_and_gives_an_adapter_and_a_merged_model(tmp_path: 
     assert events["merged"]["largest_difference"] < 1e-4
     for when in ("before", "after"):
         assert "general_bits_per_byte" in events["finished"][when], "how much was forgotten"
+        assert 0 <= events["finished"][when]["chrF of translation"] <= 100, "and what its answers are worth"
 
 
 def test_several_tasks_are_mixed_and_measured_each(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_pretraining_goes_on_from_a_base_with_its_tokenizer(tmp_path: Path, base
     assert run.model.spec == plain.model.spec, "rows are shorter, the model's context stays"
     final = read_jsonl(tmp_path / "runs" / "it" / "metrics.jsonl")
     assert final[0]["tokens"] == 4 * 32
-    assert final[0]["loss"] < 4, "it has not begun from nothing, where the loss is ln 400 = 6"
+    assert final[0]["loss"] < 5, "it has not begun from nothing, where the loss is ln 400 = 6"
 
 
 @pytest.mark.parametrize("loss", ["dpo(beta=0.2)", "simpo"])
