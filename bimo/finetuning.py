@@ -28,11 +28,12 @@ from bimo.examples.preview import preview
 from bimo.interop import save_adapter
 from bimo.live import Waiting
 from bimo.lm import LM, new
-from bimo.materials import Material, Rows, Telling, read_materials, row_length, rows_of, tokenizer_of
+from bimo.materials import Material, Rows, Telling, read_materials, rows_of, tokenizer_of
 from bimo.model.adapting import adapter_in, attach, detach, unadapted
 from bimo.model.heads import attach_head, detach_head
 from bimo.model.lora import merge
 from bimo.recipes import Outcome, base_of, open_run, resume_newest, run_trainer, say, write_lineage
+from bimo.scoring import scores_of
 from bimo.tasks.classification import labels_of
 from bimo.training import Callback, Trainer, launch
 from bimo.training.grouping import grouped, mixed
@@ -86,6 +87,8 @@ def _finetune(
     if settings.adapt.label_head:
         loss = LabelLoss(attach_head(lm.model, _n_labels(materials), generator))
     before = {} if resume else _measured(lm, rows, settings, loss)
+    if settings.adapt.base and team.first and not resume and not settings.adapt.label_head:
+        before |= scores_of(lm, materials, settings.adapt.scored_answers, console)
     _choose_what_is_trained(lm.model, settings, generator)
 
     def evaluate(_model: nn.Module) -> dict[str, float]:
@@ -94,7 +97,7 @@ def _finetune(
     trainer = run_trainer(settings, lm, run, console, loss=loss, callbacks=callbacks, evaluate=evaluate)
     if resume:
         resume_newest(trainer, run, console)
-    tokens = settings.training.batch_size * row_length(settings)
+    tokens = settings.training.batch_size * settings.row_length
     seed = settings.training.seed
     streams = [grouped(part, tokens, seed) for part in rows.train]
     trainer.fit(mixed(streams, [material.weight for material in materials], seed))
@@ -159,7 +162,7 @@ def _with_steps(settings: RunSettings, rows: Rows) -> RunSettings:
     """Epochs as updates."""
     if not settings.adapt.epochs:
         return settings
-    tokens = settings.training.batch_size * row_length(settings)
+    tokens = settings.training.batch_size * settings.row_length
     batches = sum(len(grouped(part, tokens, 0)) for part in rows.train)
     training = replace(settings.training, steps=max(1, round(settings.adapt.epochs * batches)))
     return replace(settings, training=training)
@@ -278,6 +281,8 @@ def _finish(
     if settings.adapt.method == "lora":
         _merge(run, lm, settings, rows, console)
     lm.model.requires_grad_(True)
+    if after:
+        after |= scores_of(lm, materials, settings.adapt.scored_answers, console, show=True)
     lm.save(run.model)
     data = {f"{n + 1} {m.task.name}": f"{len(m.train)} records" for n, m in enumerate(materials)}
     write_lineage(run, lm, trainer, settings, data | {"base": settings.adapt.base})

@@ -149,11 +149,6 @@ def rows_of(
     for material in materials:
         labels = labels_of([material.task]) if settings.adapt.label_head else ()
         for examples, into in ((material.train, found.train), (material.valid, found.valid)):
-            maker = TaskRows(tokenizer, row_length(settings), settings.adapt.on_long_row, told, labels)
+            maker = TaskRows(tokenizer, settings.row_length, settings.adapt.on_long_row, told, labels)
             into.append(maker.pairs(examples) if in_pairs else maker.rows(examples))
     return found
-
-
-def row_length(settings: RunSettings) -> int:
-    """Tokens of a row at most."""
-    return min(settings.adapt.context_length or settings.model.context_length, settings.model.context_length)

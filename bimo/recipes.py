@@ -112,19 +112,19 @@ def _train(
         settings.save(run.settings)
 
     def evaluate(_model: nn.Module) -> dict[str, float]:
-        return _figures(lm, prepared, settings.training.evaluate_rows)
+        return _figures(lm, prepared, settings.row_length, settings.training.evaluate_rows)
 
     trainer = run_trainer(settings, lm, run, console, loss=loss, callbacks=callbacks, evaluate=evaluate)
     if again:
         resume_newest(trainer, run, console)
-    rows = [PackedRows(shards, settings.model.context_length) for shards in prepared.train]
+    rows = [PackedRows(shards, settings.row_length) for shards in prepared.train]
     training, share = settings.training, {"rank": team.data_rank, "world_size": team.data_size}
     weights = settings.data.weights or None
     trainer.fit(Loader(rows, batch_size=training.batch_size, seed=training.seed, weights=weights, **share))
     figures = {}
     if not trainer.interrupted:
         with Waiting(console, "measuring on all held-out text", lambda: 0.0):
-            figures = _figures(lm, prepared, rows=None)
+            figures = _figures(lm, prepared, settings.row_length, rows=None)
     with in_one_piece(lm, team):
         team.by_first(lambda: _finish(run, lm, trainer, settings, text, figures))
     return Outcome(lm, trainer, run, figures)
@@ -234,7 +234,7 @@ def run_trainer(
         console,
         f"model: {model.n_parameters():,} parameters, {model.spec.n_layers} layers of width {model.spec.d_model}, "
         f"context {model.spec.context_length}; {training.steps} steps of "
-        f"{training.batch_size * model.spec.context_length:,} tokens",
+        f"{training.batch_size * settings.row_length:,} tokens",
     )
     figures = Figures(peak, promised_flops(device.value) * team.size)
     view: Callback = LiveView(console, figures) if console.is_terminal else PlainView(console, figures)
@@ -261,10 +261,9 @@ def _loss(settings: RunSettings, teachers: list[LM]) -> Loss:
     return loss_by_name(settings.training.loss, {"teacher": teacher})
 
 
-def _figures(lm: LM, prepared: Prepared, rows: int | None) -> dict[str, float]:
+def _figures(lm: LM, prepared: Prepared, context: int, rows: int | None) -> dict[str, float]:
     """Bits per byte and loss on some rows of the held-out text, or (None) on all of it."""
     team = launch.current()
-    context = lm.model.spec.context_length
     alone_on_cpu = lm.model.lm_head.weight.device.type == "cpu" and team.alone
     together = max(1, _EVALUATED_TOKENS // context) if alone_on_cpu else 16
     batches = evaluation_batches(PackedRows(prepared.valid, context), together, rows)

@@ -80,6 +80,7 @@ def test_lora_leaves_the_base_and_gives_an_adapter_and_a_merged_model(tmp_path: 
     assert events["merged"]["largest_difference"] < 1e-4
     for when in ("before", "after"):
         assert "general_bits_per_byte" in events["finished"][when], "how much was forgotten"
+        assert 0 <= events["finished"][when]["chrF of translation"] <= 100, "and what its answers are worth"
 
 
 def test_several_tasks_are_mixed_and_measured_each(tmp_path: Path) -> None:
@@ -159,6 +160,19 @@ def test_a_recipe_that_cannot_be_run_says_why(
 ) -> None:
     assert main(["train", str(recipe(tmp_path, **parts))]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_pretraining_goes_on_from_a_base_with_its_tokenizer(tmp_path: Path, base: Path, text_file: Path) -> None:
+    adapt = {"base": str(base), "context_length": 32}
+    training = {**TRAINING, "optimizer": "adamw", "learning_rate": 0.001}
+    path = recipe(tmp_path, adapt=adapt, training=training, data={"validation_share": 0.1})
+    assert main(["train", str(path), str(text_file)]) == 0
+    run, plain = bimo.load(tmp_path / "runs" / "it"), bimo.load(base)
+    assert run.fingerprint == plain.fingerprint
+    assert run.model.spec == plain.model.spec, "rows are shorter, the model's context stays"
+    final = read_jsonl(tmp_path / "runs" / "it" / "metrics.jsonl")
+    assert final[0]["tokens"] == 4 * 32
+    assert final[0]["loss"] < 5, "it has not begun from nothing, where the loss is ln 400 = 6"
 
 
 @pytest.mark.parametrize("loss", ["dpo(beta=0.2)", "simpo"])

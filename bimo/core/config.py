@@ -331,6 +331,11 @@ class RunSettings(Settings):
     notes: list[str] = field(default_factory=list)
     """Remarks for people, such as why a budget led to these sizes."""
 
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row at most."""
+        return min(self.adapt.context_length or self.model.context_length, self.model.context_length)
+
     def problems(self) -> list[str]:
         bad = not self.name or self.name in {".", ".."} or any(c in self.name for c in "/\\\0")
         found = [f"name must be a plain folder name, is {self.name!r}"] if bad else []
