@@ -184,7 +184,7 @@ def test_a_key_that_is_missing_means_what_it_means_in_transformers_or_is_asked_f
 def test_every_family_is_one_table_of_less_than_sixty_lines() -> None:
     tree = ast.parse(Path(families.__file__).read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Family"]
-    assert len(calls) == len(FAMILIES) == len(CLASSES), "one call each"
+    assert len(calls) - 1 == len(FAMILIES) == len(CLASSES), "one call each, and one for our own names"
     assert max((call.end_lineno or 0) - call.lineno + 1 for call in calls) < 60, "a new family is a small thing"
 
 
