@@ -39,7 +39,7 @@ def scores_of(
         return found
     engine = Engine(lm.model, lm.tokenizer, lm.engine_settings)
     opened = Opened(engine, lm.tokenizer, "model", lm.tasks, lm.label_head)
-    for material in materials:
+    for number, material in enumerate(materials, start=1):
         task, examples = material.task, spread(material.valid, most)
         try:
             judge = Judge(list(task.metrics)[:1], examples)
@@ -50,7 +50,8 @@ def scores_of(
         with Waiting(console, f"answering {len(examples)} records of {task.name}", lambda: 0.0):
             answers = answers_of(opened, task, examples, params, lambda _stage, _share: None)
         [(name, value)] = judge.judge("model", "model", answers).scores.items()
-        found[f"{name} of {task.name}"] = value.value
+        key = f"{name} of {task.name}"
+        found[f"{key} ({number})" if key in found else key] = value.value  # two directions have one name
         for example, answer in list(zip(examples, answers, strict=True))[: _SHOWN if show else 0]:
             said, wanted = (" ".join(text.split())[:100] for text in (answer, example.target))
             say(console, f"  it says: {said!r}; wanted: {wanted!r}")

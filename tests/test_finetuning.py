@@ -106,6 +106,8 @@ def test_what_one_task_is_measured_on_no_other_task_learns(tmp_path: Path, capsy
     ]
     assert main(["train", str(recipe(tmp_path, tasks=tasks))]) == 0
     said = " ".join(capsys.readouterr().out.split())
+    final = read_jsonl(tmp_path / "runs" / "it" / "metrics.jsonl")[-1]
+    assert {"chrF of translation", "chrF of translation (2)"} <= final.keys(), "each has its score"
     assert said.count("5 records of translation stand among those to measure on") == 2, "both directions of a pair"
 
 

@@ -288,7 +288,7 @@ def made_part(kind: str, text: str, part: Callable[..., Any], parameters: Mappin
             raise UserError(f"{p.name} is missing", where=f"{kind}: {text}", mend=mend)
     try:
         return part(**parameters)
-    except (TypeError, ValueError) as error:  # a class of the user that refuses a value
+    except (TypeError, ValueError, AttributeError) as error:  # a value that the part refuses
         raise UserError(f"cannot be made ({error})", where=f"{kind}: {text}", mend="Change its parameters.") from error
 
 

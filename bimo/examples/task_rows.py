@@ -28,6 +28,7 @@ Marked = tuple[list[int], bytes]
 """Ids, and for each a byte, 1 where it is trained."""
 
 _TOLD = 10  # of each kind, one by one
+_MEND = "Mend or shorten the records, or give the model a larger context_length."
 _SHORTER = "Shorten or drop it, or give the model a larger context_length."
 
 
@@ -106,7 +107,7 @@ class TaskRows:
     def _table(self, writer: RowWriter) -> TokenRows:
         """What was written; where all was left out, the error says why."""
         if not writer.n_examples and self.first:
-            raise UserError(f"no record can be used; the first: {self.first}", where="tasks", mend=_SHORTER)
+            raise UserError(f"no record can be used; the first: {self.first}", where="tasks", mend=_MEND)
         return writer.rows()
 
     def marked(self, example: TaskExample) -> Iterator[Marked]:

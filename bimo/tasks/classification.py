@@ -27,6 +27,10 @@ class Classification:
     floors = ("majority", "nearest", "bag_of_words")
 
     def __post_init__(self) -> None:
+        if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels):
+            raise ValueError(f"labels are a list of texts, not {self.labels!r}")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("a label stands in the list twice")
         object.__setattr__(self, "labels", tuple(self.labels))  # frozen
 
     def examples(self, record: Mapping[str, object], where: str) -> Sequence[TaskExample]:

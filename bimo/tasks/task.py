@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -104,10 +105,11 @@ def text_of(record: Mapping[str, object], field: str, where: str) -> str:
             mend=f"Name the column: --fields '{{{field}: COLUMN}}'.",
         )
     value = record[field]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if type(value) is int or (isinstance(value, float) and math.isfinite(value)):  # a bool is an int, too
         value = str(value)
     if not isinstance(value, str):
-        raise UserError(f"the field {field!r} is {type(value).__name__}, not text", where=where, mend="Give text.")
+        kind = str(value) if isinstance(value, float) else type(value).__name__
+        raise UserError(f"the field {field!r} is {kind}, not text", where=where, mend="Give text.")
     if not value.strip():
         raise UserError(f"the field {field!r} is empty", where=where, mend="Fill it, or drop the row.")
     return value

@@ -173,3 +173,28 @@ def test_a_task_of_a_users_own_is_found_by_its_name() -> None:
     assert task.examples({"text": "hey"}, "here")[0].target == "HEY!!"
     with pytest.raises(UserError, match="is no task"):
         make_task(object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "translation(source=3)",
+        "classification(labels='good')",
+        "classification(labels=[1, 2])",
+        "classification(labels=['a', 'a'])",
+        "classification(labels=5)",
+    ],
+)
+def test_a_parameter_of_a_wrong_kind_is_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"tasks": [text]}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"tasks\.json"):
+        saved_tasks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(float("nan"), "nan"), (float("inf"), "inf"), (True, "bool"), (None, "None")]
+)
+def test_what_is_no_text_and_no_number_is_refused(value: object, said: str) -> None:
+    with pytest.raises(UserError, match=f"'label' is {said}"):
+        text_of({"label": value}, "label", "row 1")
+    assert text_of({"label": 2.5}, "label", "row 1") == "2.5"

@@ -15,7 +15,7 @@ from bimo.core.errors import UserError
 from bimo.model.adapting import attach, unadapted
 from bimo.model.gpt import GPT
 from bimo.testing.subjects import SMALL
-from bimo.training import Trainer
+from bimo.training import ShortRows, Trainer
 from bimo.training.losses import CrossEntropy, DirectPreference, Preference, SimplePreference, chunks
 from bimo.training.team import Team
 
@@ -161,3 +161,10 @@ def test_processes_share_out_whole_pairs(n_pairs: int) -> None:
         assert (firsts[:, 0] % 2 == 0).all(), "the better one first"
     trained = torch.cat([part.ids[part.weights > 0] for part in parts])
     assert sorted(trained.tolist()) == sorted(rows.flatten().tolist()), "each is trained once"
+
+
+def test_rows_of_pairs_are_not_cut() -> None:
+    ids = torch.zeros(2, 16, dtype=torch.int64)
+    trainer = Trainer(GPT(SMALL), TrainingSettings(steps=1), loss="simpo", callbacks=[ShortRows(1.0, 4, least=1)])
+    with pytest.raises(UserError, match="no pairs"):
+        trainer.fit([Batch(ids, ids, torch.ones(2, 16))])

@@ -30,6 +30,11 @@ class ShortRows(Callback):
             )
         self.share, self.parts, self.least = share, parts, least
 
+    def on_start(self, trainer: Trainer) -> None:
+        if trainer.rows_together > 1:
+            mend = "Leave short_rows out: it is for pretraining."
+            raise UserError("pieces of an answer are no pairs to compare", where="training.callbacks", mend=mend)
+
     def on_batch(self, trainer: Trainer, batch: Batch) -> Batch | None:
         T = batch.ids.shape[1]
         if trainer.state.step >= self.share * trainer.settings.steps or T % self.parts or self.parts * self.least > T:
