@@ -180,7 +180,7 @@ class LM:
         from bimo.training import Trainer
 
         settings = settings or (TrainingSettings() if self.source is None else TrainingSettings(**_GENTLE))
-        self.source = None
+        self.source = self.label_head = None  # its states are trained away from a head of labels
         trainer = Trainer(self, settings, loss=loss, optimizer=optimizer, callbacks=callbacks)
         trainer.fit(inputs, targets, epochs=epochs, validation=validation)
         return self
