@@ -172,6 +172,7 @@ def _lessons(encoded: Encoded, families: Sequence[Family], settings: CompareSett
         list(encoded.held_out.in_order(16)),
         seconds / len(families),
         [usual * rate for rate in dict.fromkeys(settings.rates)],
+        encoded.tokenizer.pad_id,
     )
 
 

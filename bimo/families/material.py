@@ -104,9 +104,12 @@ def read_material(task: str | Task, data: Data, valid: Data, settings: CompareSe
         mend = f"Give at least {_LEAST_ROWS} and {_LEAST_MEASURED}; some hundreds of each before a figure says much."
         raise UserError(what, where=", ".join(names), mend=mend)
     held = [e for e in train if _source(e) // _MEASURED % _HELD_OUT == 0] or train[:1]
-    apart = {_source(e) for e in held}
-    train = [e for e in train if _source(e) not in apart]
+    apart = {_source(e) for e in held} | {_both(e) for e in held}
+    train = [e for e in train if _source(e) not in apart and _both(e) not in apart]
     settled = made if getattr(made, "labels", None) else made.settled(train)
+    unknown = sum(e.target not in labels for e in measured) if (labels := getattr(settled, "labels", None)) else 0
+    if unknown:
+        notes.append(f"{unknown:,} measured rows have a label that no training row has: nobody can find it.")
     return Material(
         settled, train, spread(held, _MOST_HELD_OUT), spread(measured, settings.limit), tuple(names), tuple(notes)
     )

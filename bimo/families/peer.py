@@ -59,7 +59,7 @@ def matched(build: Callable[[int], nn.Module], wanted: int) -> tuple[int, nn.Mod
     """
     with torch.device("meta"):
         few, more = (n_weights(build(width)) for width in (8, 16))
-    width = max(8, 8 + round(8 * (wanted - few) / (more - few)))
+    width = max(8, _INNER_BLOCKS * round((8 + 8 * (wanted - few) / (more - few)) / _INNER_BLOCKS))
     model = build(width)
     gap = n_weights(model) / wanted - 1
     if abs(gap) > _GAP:

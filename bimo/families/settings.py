@@ -34,7 +34,7 @@ class CompareSettings(Settings):
     labels, each of which teaches less than a text."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Of all families."""
-    rates: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rates: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Learning rates that each family tries in a part of its time, as multiples of the optimizer's own."""
     dropout: float = 0.1
     """Share of activations that training zeroes, in all families."""

@@ -72,6 +72,7 @@ class Lessons:
         held_out: Rates and the best moment are chosen by these.
         seconds: Of updates, for each family.
         rates: Peak rates to try.
+        pad: Id that fills rows, which is not counted.
         clock: Gives the time in seconds.
     """
 
@@ -79,6 +80,7 @@ class Lessons:
     held_out: Sequence[Batch]
     seconds: float
     rates: Sequence[float]
+    pad: int = -1
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -135,5 +137,5 @@ def _update(run: Run, seconds: float, until: float, lessons: Lessons) -> None:
         run.seconds += lessons.clock() - start
         run.updates += 1
         run.examples += batch.n_rows
-        run.tokens += int((batch.ids != 0).sum())
+        run.tokens += int((batch.ids != lessons.pad).sum())
     run.waited += machine.waited_for_cores() - waited
