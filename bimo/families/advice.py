@@ -131,7 +131,9 @@ def _choice(found: Findings) -> str:
         )
     equals = [found.leader, *found.rivals()]
     if _OURS in equals:
-        why = "" if equals == [_OURS] else ", for no other one is shown to be better, and one GPT can also do other tasks"
+        why = (
+            "" if equals == [_OURS] else ", for no other one is shown to be better, and one GPT can also do other tasks"
+        )
         return f"take the {_OURS}{why}"
     return f"take the {' or the '.join(equals)}, unless one model shall also do other tasks"
 

@@ -67,6 +67,4 @@ def ask_all(
 
 def marked(answers: Sequence[Answer], shortened: Sequence[bool]) -> list[Answer]:
     """The same, with word of those whose text was shortened."""
-    return [
-        Answer(answer, replace(answer.how, shortened=cut)) for answer, cut in zip(answers, shortened, strict=True)
-    ]
+    return [Answer(answer, replace(answer.how, shortened=cut)) for answer, cut in zip(answers, shortened, strict=True)]

@@ -236,7 +236,9 @@ def _notes(runs: Sequence[Run], answers: Answers, encoded: Encoded, settings: Co
     """What should be known beside the figures."""
     found, n, asked = [], len(answers.places), len(encoded.prompts)
     if n < asked:
-        found.append(f"The time was over after {n:,} of {asked:,} examples, evenly spread: give more --minutes for all.")
+        found.append(
+            f"The time was over after {n:,} of {asked:,} examples, evenly spread: give more --minutes for all."
+        )
     if n < _FEW:
         found.append(f"{n} measured examples are few: only large differences can be shown.")
     empty = sum(encoded.prompts[place] is None for place in answers.places)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bimo.core.artifacts import write_text
 from bimo.core.json_files import finite
 from bimo.evaluation.judging import Contender
@@ -89,7 +91,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every answer among them."""
-        found = {"advice": self.advice, "families": [asdict(member) for member in self.members]}
+        found: dict[str, Any] = {"advice": self.advice, "families": [asdict(member) for member in self.members]}
         found |= {"pairs": [_plain(pair) for pair in self.findings.pairs]}
         found |= {"floor_pairs": [_plain(pair) for pair in self.findings.floors]}
         found |= {"spent_seconds": dict(self.spent), "notes": list(self.notes)}
@@ -131,7 +133,7 @@ def findings_of(
     metric: Metric, contenders: Sequence[Contender], evaluation: Evaluation, rounds: int, seed: int
 ) -> Findings:
     """Differences between all families, and between each of them and each floor, on the same examples."""
-    rows = {c.name: metric.rows(c.answers, evaluation.examples) for c in contenders}
+    rows = {c.name: np.asarray(metric.rows(c.answers, evaluation.examples), float) for c in contenders}
 
     def pair(first: str, second: str) -> Any:
         return first, second, difference_of(metric, rows[first], rows[second], rounds=rounds, seed=seed)

@@ -88,7 +88,7 @@ _ROPES = ("full_attention", "sliding_attention")
 
 def _numbers_of_labels(common: Common) -> dict[tuple[int, ...], int]:
     """Each label's number, by the ids that the GPT says for it."""
-    maker = TaskRows(common.tokenizer, 2**20, "stop", lambda kind, **facts: None)
+    maker = TaskRows(common.tokenizer, 2**20, "stop", lambda kind, /, **facts: None)
     found = {}
     for number, label in enumerate(common.labels):
         [(ids, marks)] = maker.marked(TaskExample(label_request("a"), label, "a"))

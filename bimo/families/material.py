@@ -106,7 +106,7 @@ def read_material(task: str | Task, data: Data, valid: Data, settings: CompareSe
     held = [e for e in train if _source(e) // _MEASURED % _HELD_OUT == 0] or train[:1]
     apart = {_source(e) for e in held} | {_both(e) for e in held}
     train = [e for e in train if _source(e) not in apart and _both(e) not in apart]
-    settled = made if getattr(made, "labels", None) else made.settled(train)
+    settled = made if getattr(made, "labels", None) else made.settled([*train, *held])
     unknown = sum(e.target not in labels for e in measured) if (labels := getattr(settled, "labels", None)) else 0
     if unknown:
         notes.append(f"{unknown:,} measured rows have a label that no training row has: nobody can find it.")
@@ -123,15 +123,15 @@ def encode(material: Material, settings: CompareSettings) -> Encoded:
     """
     tokenizer = _tokenizer(material.train, settings)
     looked_at = spread(material.train, _LOOKED_AT)
-    whole = TaskRows(tokenizer, 2**20, "stop", lambda kind, **facts: None)
+    whole = TaskRows(tokenizer, 2**20, "stop", _untold)
     lengths = [len(ids) for example in looked_at for ids, _ in whole.marked(example)]
     answers = [sum(marks) for example in looked_at for _, marks in whole.marked(example)]
     context = settings.context_length or _context(lengths)
     longest = max(answers) if material.labels else int(1.25 * np.quantile(answers, 0.99)) + 4
     room = max(1, min(longest, context // 2))
     cut: list[str] = []
-    rows = TaskRows(tokenizer, context, "cut", lambda kind, **facts: None)
-    held = int(_HELD_OUT_TOKENS * settings.minutes / min(context, np.mean(lengths)))
+    rows = TaskRows(tokenizer, context, "cut", _untold)
+    held = int(_HELD_OUT_TOKENS * settings.minutes / min(context, float(np.mean(lengths))))
     held_out = rows.rows(spread(material.held_out, max(_LEAST_HELD_OUT, held)))
     rows.counts.clear()
     train = rows.rows(material.train)
@@ -143,6 +143,10 @@ def encode(material: Material, settings: CompareSettings) -> Encoded:
     if shortened:
         cut.append(f"{shortened:,} of {len(prompts):,} measured texts are shortened to fit it, for all families alike.")
     return Encoded(tokenizer, train, held_out, [p.ids for p in prompts], room, context, tuple(cut))
+
+
+def _untold(_kind: str, /, **_facts: object) -> None:
+    """What became of a row is counted, and told at the end."""
 
 
 def _check_form(task: Task, examples: Sequence[TaskExample]) -> None:

@@ -85,9 +85,7 @@ class Peer:
         loss_sum: (model, batch) → the loss summed over what is to be said, and how much that is.
     """
 
-    def __init__(
-        self, common: Common, model: nn.Module, loss_sum: Callable[[Any, Batch], tuple[Tensor, int]]
-    ) -> None:
+    def __init__(self, common: Common, model: nn.Module, loss_sum: Callable[[Any, Batch], tuple[Tensor, int]]) -> None:
         self.common, self.model, self.loss_sum = common, model, loss_sum
         self.n_parameters = n_weights(model)
         self.optimizer: torch.optim.Optimizer | None = None

@@ -90,15 +90,15 @@ def train_all(families: Sequence[Family], lessons: Lessons, tell: Tell) -> list[
     trial = _TRIALS * lessons.seconds / len(lessons.rates) if len(lessons.rates) > 1 else 0.0
     for number, rate in enumerate(lessons.rates if trial else ()):
         for place, run in enumerate(runs):
-            tell(f"{run.family.name}: trying a rate", (number + place / len(runs)) / len(lessons.rates))
-            _try(run, rate, trial, lessons)
+            done, every = number * len(runs) + place, len(lessons.rates) * len(runs)
+            _try(run, rate, trial, lessons, _part(tell, f"{run.family.name}: trying a rate", done, every))
     for run in runs:
         run.rate = min(run.tried, key=lambda rate: run.tried[rate], default=lessons.rates[0])
         run.family.begin(run.rate)
     for turn in range(1, TURNS + 1):
         for place, run in enumerate(runs):
-            tell(f"{run.family.name}: training", (turn - 1 + place / len(runs)) / TURNS)
-            _train(run, (lessons.seconds - run.trial_seconds), turn / TURNS, lessons)
+            done, every = (turn - 1) * len(runs) + place, TURNS * len(runs)
+            _train(run, turn, lessons, _part(tell, f"{run.family.name}: training", done, every))
     for run in runs:
         if run.weights:
             run.family.put_back(run.weights)
@@ -107,29 +107,36 @@ def train_all(families: Sequence[Family], lessons: Lessons, tell: Tell) -> list[
     return runs
 
 
-def _try(run: Run, rate: float, seconds: float, lessons: Lessons) -> None:
+def _part(tell: Tell, stage: str, done: int, every: int) -> Callable[[float], None]:
+    """Tells of one of many parts of a stage, of which so many are done."""
+    return lambda share: tell(stage, (done + min(share, 0.99)) / every)
+
+
+def _try(run: Run, rate: float, seconds: float, lessons: Lessons, tell: Callable[[float], None]) -> None:
     """A short training, judged by the held-out loss."""
     found = Run(run.family)
     run.family.begin(rate)
-    _update(found, seconds, 1.0, lessons)
+    _update(found, seconds, (0.0, 1.0), lessons, tell)
     run.trial_seconds += found.seconds
     loss = math.inf if found.diverged else run.family.loss(lessons.held_out)
     run.tried[rate] = loss if math.isfinite(loss) else math.inf
 
 
-def _train(run: Run, seconds: float, until: float, lessons: Lessons) -> None:
+def _train(run: Run, turn: int, lessons: Lessons, tell: Callable[[float], None]) -> None:
     """A turn, and a look at the held-out rows: the best weights are remembered."""
-    _update(run, seconds, until, lessons)
+    _update(run, lessons.seconds - run.trial_seconds, ((turn - 1) / TURNS, turn / TURNS), lessons, tell)
     loss = run.family.loss(lessons.held_out)
     run.losses.append(loss)
     if loss < run.best:
-        run.best, run.kept, run.weights = loss, until, run.family.weights()
+        run.best, run.kept, run.weights = loss, turn / TURNS, run.family.weights()
 
 
-def _update(run: Run, seconds: float, until: float, lessons: Lessons) -> None:
-    """Updates until a share of the seconds is used; at least one is made."""
-    waited = machine.waited_for_cores()
-    while not run.diverged and (run.seconds < until * seconds or not run.updates):
+def _update(
+    run: Run, seconds: float, part: tuple[float, float], lessons: Lessons, tell: Callable[[float], None]
+) -> None:
+    """Updates from one share of the seconds until another one is used; at least one is made."""
+    waited, (begin, end) = machine.waited_for_cores(), part
+    while not run.diverged and (run.seconds < end * seconds or not run.updates):
         start = lessons.clock()
         batch = lessons.stream.make(run.updates)
         share = learning_rate(min(999, int(1000 * run.seconds / seconds)), _SCHEDULE)
@@ -138,4 +145,5 @@ def _update(run: Run, seconds: float, until: float, lessons: Lessons) -> None:
         run.updates += 1
         run.examples += batch.n_rows
         run.tokens += int((batch.ids != lessons.pad).sum())
+        tell((run.seconds / seconds - begin) / (end - begin))
     run.waited += machine.waited_for_cores() - waited

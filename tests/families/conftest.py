@@ -9,7 +9,8 @@ import pytest
 Rows = list[dict[str, str]]
 WORDS = {
     "the": "der", "cat": "Kater", "saw": "sah", "an": "ein", "old": "alter", "tree": "Baum", "by": "bei",
-    "water": "Wasser", "dog": "Hund", "and": "und", "ran": "lief", "small": "kleiner", "house": "Haus", "slept": "schlief",
+    "water": "Wasser", "dog": "Hund", "and": "und", "ran": "lief", "small": "kleiner", "house": "Haus",
+    "slept": "schlief",
 }  # fmt: skip
 
 

@@ -26,14 +26,18 @@ WIN, TIE = apart(3.1, 1.0, 0.002), apart(0.4, 1.5, 0.4)
 
 def test_a_clear_leader_is_named_with_its_lead_and_taken() -> None:
     floor = [("encoder-decoder", "copy", apart(9, 1, 0.001))]
-    said = advice(findings({"GPT": 30.0, "encoder-decoder": 33.1}, [("GPT", "encoder-decoder", apart(-3.1, 1, 0.002))], floor))
+    said = advice(
+        findings({"GPT": 30.0, "encoder-decoder": 33.1}, [("GPT", "encoder-decoder", apart(-3.1, 1, 0.002))], floor)
+    )
     assert "the encoder-decoder leads in chrF, 3.10 ahead of the GPT (95 %: 2.10 to 4.10, p = 0.002)" in said
     assert "take the encoder-decoder, unless one model" in said
 
 
 def test_without_a_shown_difference_no_leader_is_named_and_the_gpt_is_taken() -> None:
     floor = [("encoder-decoder", "copy", apart(9, 1, 0.001))]
-    said = advice(findings({"GPT": 30.0, "encoder-decoder": 30.4}, [("GPT", "encoder-decoder", apart(-0.4, 1.5, 0.4))], floor))
+    said = advice(
+        findings({"GPT": 30.0, "encoder-decoder": 30.4}, [("GPT", "encoder-decoder", apart(-0.4, 1.5, 0.4))], floor)
+    )
     assert "no difference in chrF is shown" in said
     assert "leads" not in said
     assert "take the GPT, for no other one is shown to be better" in said
@@ -55,7 +59,9 @@ def test_a_floor_that_is_ahead_forbids_to_take_any() -> None:
 
 
 def test_a_floor_that_is_not_beaten_leaves_the_choice_open() -> None:
-    said = advice(findings({"GPT": 33.1, "encoder-decoder": 30.0}, [("GPT", "encoder-decoder", WIN)], [("GPT", "copy", TIE)]))
+    said = advice(
+        findings({"GPT": 33.1, "encoder-decoder": 30.0}, [("GPT", "encoder-decoder", WIN)], [("GPT", "copy", TIE)])
+    )
     assert "it is not shown to beat copy, so the choice is open" in said
     assert "take the" not in said
 
@@ -80,7 +86,9 @@ def test_of_three_the_two_that_are_level_are_named_apart_from_the_one_behind() -
 
 def test_many_pairs_need_a_smaller_p() -> None:
     alone = corrected([("a", "b", apart(1, 0.5, 0.03))])
-    three = corrected([("a", "b", apart(1, 0.5, 0.03)), ("a", "c", apart(1, 0.5, 0.02)), ("b", "c", apart(1, 0.5, 0.9))])
+    three = corrected(
+        [("a", "b", apart(1, 0.5, 0.03)), ("a", "c", apart(1, 0.5, 0.02)), ("b", "c", apart(1, 0.5, 0.9))]
+    )
     assert alone[0].shown
     assert not three[0].shown, "one of three pairs below 0.05 is no wonder"
     assert [pair.p for pair in three] == pytest.approx([0.06, 0.06, 0.9]), "Holm, never falling"

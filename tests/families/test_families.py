@@ -22,7 +22,7 @@ from bimo.training.grouping import grouped
 from bimo.training.muon import Muon
 
 Rows = list[dict[str, str]]
-TINY = CompareSettings(minutes=0.1, d_model=32, n_layers=2, vocab_size=400, device="cpu", dropout=0.0)
+TINY = CompareSettings(minutes=0.1, d_model=32, n_layers=2, vocab_size=400, device="cpu", dropout=0.0, threads=1)
 
 
 def ready(task: str, rows: Rows, settings: CompareSettings = TINY) -> tuple[Common, Encoded, Material]:
@@ -150,6 +150,8 @@ def test_a_loss_that_is_no_number_is_told_and_changes_nothing(classifying: tuple
     batch = grouped(encoded.train, 1024, 0).make(0)
     for family in families_for(common):
         family.begin(0.02)
-        broken = {name: torch.full_like(w, math.nan) if w.is_floating_point() else w for name, w in family.weights().items()}
+        broken = {
+            name: torch.full_like(w, math.nan) if w.is_floating_point() else w for name, w in family.weights().items()
+        }
         family.put_back(broken)
         assert family.step(batch, 1.0) == math.inf, family.name

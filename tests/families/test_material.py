@@ -34,7 +34,7 @@ def test_no_measured_text_is_learned_whatever_is_said_to_it(pairs: Rows) -> None
 
 def test_without_that_protection_the_rows_would_leak(pairs: Rows) -> None:
     material = read_material("translation", pairs[50:], pairs[:50], SETTINGS)
-    train, held, measured = sources(material)
+    train, held, _ = sources(material)
     assert len(train | held) == len(pairs) - 50, "rows that are not measured stay"
     assert not any("stand among" in note for note in material.notes)
 
@@ -51,7 +51,8 @@ def test_without_measured_rows_a_tenth_is_kept_apart_by_its_text(pairs: Rows) ->
     train, held, measured = sources(material)
     assert not measured & (train | held), "equal texts are on one side"
     assert 0.04 < len(material.measured) / len(twice) < 0.2
-    assert sources(read_material("translation", twice[::-1], (), SETTINGS)) == (train, held, measured), "by text, not place"
+    again = read_material("translation", twice[::-1], (), SETTINGS)
+    assert sources(again) == (train, held, measured), "by text, not by place"
 
 
 def test_columns_of_other_names_and_a_tmx_are_read(pairs: Rows, tmp_path: Path) -> None:
@@ -61,7 +62,8 @@ def test_columns_of_other_names_and_a_tmx_are_read(pairs: Rows, tmp_path: Path) 
         writer.writerows([("english", "german"), *((row["source"], row["target"]) for row in pairs)])
     fields = {"source": "english", "target": "german"}
     units = "".join(
-        f'<tu><tuv xml:lang="en"><seg>{row["source"]}</seg></tuv><tuv xml:lang="de"><seg>{row["target"]}</seg></tuv></tu>'
+        f'<tu><tuv xml:lang="en"><seg>{row["source"]}</seg></tuv>'
+        f'<tuv xml:lang="de"><seg>{row["target"]}</seg></tuv></tu>'
         for row in pairs
     )
     memory = tmp_path / "pairs.tmx"
@@ -76,6 +78,13 @@ def test_a_label_that_is_only_measured_is_told(labelled: Rows) -> None:
     material = read_material("classification", labelled[20:], labelled[:20] + odd, SETTINGS)
     assert any("3 measured rows have a label that no training row has" in note for note in material.notes)
     assert material.labels == ["cat", "dog"]
+
+
+def test_a_label_that_is_only_held_out_is_known(labelled: Rows) -> None:
+    rare = [{"text": f"a bird number {n}", "label": f"bird {n}"} for n in range(60)]
+    material = read_material("classification", labelled + rare, labelled[:20], SETTINGS)
+    assert {e.target for e in material.held_out} - {e.target for e in material.train}, "there are such labels"
+    assert {e.target for e in [*material.train, *material.held_out]} == set(material.labels)
 
 
 @pytest.mark.parametrize(
