@@ -105,6 +105,28 @@ def test_a_family_learns_and_begins_anew_where_it_began(
     assert family.loss(held_out) == pytest.approx(first, abs=1e-6), "and every beginning is the same"
 
 
+@pytest.mark.parametrize("made", [GPTFamily, EncoderDecoder, Encoder])
+def test_what_was_learned_by_heart_is_answered(
+    translating: tuple[Common, Encoded, Material], classifying: tuple[Common, Encoded, Material], made: type[GPTFamily]
+) -> None:
+    """Reading, writing and the end of an answer are the same in training and in answering."""
+    for common, encoded, material in (translating, classifying):
+        if made is Encoder and not common.labels:
+            continue
+        family: Family = made(common)
+        family.begin(0.02)
+        batch = encoded.train.batch(range(4))
+        losses = [family.step(batch, 1.0)]
+        while losses[-1] > 0.02 and len(losses) < 300:
+            losses.append(family.step(batch, 1.0))
+        sides = sides_of(batch, encoded.train.pad)
+        prompts = [ids[seen].tolist() for ids, seen in zip(sides.prompts, sides.seen, strict=True)]
+        wanted = [example.target for example in material.train[:4]]
+        assert family.answer(prompts) == wanted, f"after {len(losses)} updates to a loss of {losses[-1]:.3f}"
+        assert family.answer(prompts[::-1]) == wanted[::-1], "in the order of the prompts"
+        assert all(answer.how.finish_reason == "end" for answer in family.answer(prompts))
+
+
 def test_a_step_with_no_share_of_the_rate_changes_nothing(classifying: tuple[Common, Encoded, Material]) -> None:
     common, encoded, _ = classifying
     batch = grouped(encoded.train, 1024, 0).make(0)
