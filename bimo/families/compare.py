@@ -40,6 +40,7 @@ from bimo.training.grouping import grouped
 _TRAINED, _OF_LEFT, _LEAST = 0.6, 0.75, 0.25  # shares of the time for training: of all; of what is left; at least
 _ANSWERED = 0.92  # share of the time after which no portion of answers begins
 _FEW = 100  # measured examples below which intervals are wide
+_FEW_UPDATES = 200  # below which a model from random weights has learned little of anything
 _WAITED = 0.3  # seconds of waiting for a core per second: the machine was busy with something else
 Say = Callable[[str], None]
 
@@ -71,6 +72,7 @@ def compare(
     """
     settings = CompareSettings.from_dict(options)
     need_transformers()
+    machine.choose_device(settings.device)  # one that is not there is said before the work, not after it
     watch = _Watch(on_done)
     on_progress("reading", 0.0)
     material = read_material(task, data, valid, settings)
@@ -244,6 +246,9 @@ def _notes(runs: Sequence[Run], answers: Answers, encoded: Encoded, settings: Co
     empty = sum(encoded.prompts[place] is None for place in answers.places)
     if empty:
         found.append(f"{empty:,} examples do not fit the context: their answers are empty, for all families.")
+    fewest = min(run.updates for run in runs)
+    if fewest < _FEW_UPDATES:
+        found.append(f"{fewest:,} update{'s are' if fewest > 1 else ' is'} few: what leads now may not lead after more --minutes.")
     for run in runs:
         name = run.family.name
         if run.diverged or not run.losses:

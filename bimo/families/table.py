@@ -16,7 +16,7 @@ def table_of(comparison: Comparison) -> Table:
     """A column for each family, then for each floor: scores with their 95 % intervals, and what the families got."""
     evaluation, members = comparison.evaluation, comparison.members
     title = f"{evaluation.task}, {len(evaluation.examples):,} examples, 95 % intervals"
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
     table.add_column("", no_wrap=True)
     for contender in evaluation.contenders:
         style = "" if contender.kind == "floor" else "bold"

@@ -92,6 +92,7 @@ def test_without_transformers_the_extra_is_named(
         (["--task", "translation", "--d_model", "50"], "multiple of 32"),
         (["--task", "translation", "--rates", "[]"], "at least one positive number"),
         (["--task", "translation", "--minuts", "3"], "minutes"),
+        (["--task", "translation", "--device", "cuda:9"], "device 'cuda:9' is not on this machine"),
         ([], "task"),
     ],
 )
