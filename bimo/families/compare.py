@@ -248,7 +248,8 @@ def _notes(runs: Sequence[Run], answers: Answers, encoded: Encoded, settings: Co
         found.append(f"{empty:,} examples do not fit the context: their answers are empty, for all families.")
     fewest = min(run.updates for run in runs)
     if fewest < _FEW_UPDATES:
-        found.append(f"{fewest:,} update{'s are' if fewest > 1 else ' is'} few: what leads now may not lead after more --minutes.")
+        updates = f"{fewest:,} update{'s are' if fewest > 1 else ' is'} few"
+        found.append(f"{updates}: what leads now may not lead after more --minutes.")
     for run in runs:
         name = run.family.name
         if run.diverged or not run.losses:
