@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bimo.evaluation.answer import Answer, Circumstances
 from bimo.families.family import Family
@@ -63,8 +63,3 @@ def ask_all(
     tell("answering", 1.0)
     answered = sorted(found[0])
     return Answers(answered, [[own[place] for place in answered] for own in found], seconds)
-
-
-def marked(answers: Sequence[Answer], shortened: Sequence[bool]) -> list[Answer]:
-    """The same, with word of those whose text was shortened."""
-    return [Answer(answer, replace(answer.how, shortened=cut)) for answer, cut in zip(answers, shortened, strict=True)]
