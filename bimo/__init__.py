@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bimo.evaluation.bench import bench
     from bimo.evaluation.evaluate import evaluate
     from bimo.evaluation.verify import verify
+    from bimo.families.compare import compare
     from bimo.lm import LM, load, new
     from bimo.model.gpt import GPT
     from bimo.model.packed import unpack
@@ -49,6 +50,7 @@ _HOMES = {
     "bench": "bimo.evaluation.bench",
     "check": "bimo.data.checkup",
     "classify": "bimo.applying",
+    "compare": "bimo.families.compare",
     "evaluate": "bimo.evaluation.evaluate",
     "load": "bimo.lm",
     "new": "bimo.lm",
@@ -76,6 +78,7 @@ __all__ = [
     "bench",
     "check",
     "classify",
+    "compare",
     "evaluate",
     "load",
     "new",

@@ -47,6 +47,9 @@ MAY_IMPORT = {
         "",
     },
     "materials": {"core", "tokenizer", "data", "training", "examples", "live", "preparing", "tasks"},
+    "families": {
+        *("core", "tokenizer", "model", "training", "engine", "evaluation", "examples", "tasks", ""),
+    },
     "scoring": {"core", "engine", "evaluation", "live", "lm", "materials", "preparing"},
     "finetuning": {
         *("core", "tokenizer", "data", "model", "training", "interop", "evaluation", "examples", "live", "lm"),
@@ -69,6 +72,7 @@ MAY_IMPORT = {
         "tuning",
         "quantizing",
         "finetuning",
+        "families",
         "cluster",
         "flags",
         "recipes",

@@ -26,6 +26,7 @@ DOCS = [
         "engine.md",
         "applications.md",
         "evaluation.md",
+        "compare.md",
         "tasks.md",
     )
 ]

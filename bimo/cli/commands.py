@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bimo.cli.applications import chat, classify, summarize, translate
+from bimo.cli.comparing import compare
 from bimo.cli.data import check, prepare
 from bimo.cli.models import bench, evaluate, export, generate, quantize, verify
 from bimo.cli.options import INTERRUPTED
@@ -24,7 +25,7 @@ from bimo.core.errors import UserError, nearest
 _PATIENCE_S = 5.0
 
 _MAKING = (doctor, demo, check, prepare, plan, train, tune)
-_USING = (generate, chat, translate, summarize, classify, evaluate, verify, quantize, export, bench)
+_USING = (generate, chat, translate, summarize, classify, evaluate, compare, verify, quantize, export, bench)
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     verb.__name__: ((verb.__doc__ or "").strip(), verb) for verb in _MAKING + _USING
 }

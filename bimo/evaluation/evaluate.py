@@ -115,11 +115,11 @@ def evaluate(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
         settings=settings.to_dict(),
-        measures=tuple(_measure(metric, asked.examples) for metric in judge.metrics),
+        measures=tuple(measure_of(metric, asked.examples) for metric in judge.metrics),
         examples=tuple(asked.examples),
         contenders=tuple(contenders),
         sizes={group: {v: len(places) for v, places in own.items()} for group, own in judge.members.items()},
-        order=_order(judge.metrics[0], contenders[0], asked.examples),
+        order=order_of(judge.metrics[0], contenders[0], asked.examples),
         notes=(*notes, *left_out, *_notes(opened, contenders[0])),
     )
 
@@ -162,13 +162,14 @@ def _params(task: Task, settings: EvaluationSettings) -> SamplingParams:
     )
 
 
-def _order(metric: Metric, ours: Contender, asked: Sequence[TaskExample]) -> tuple[int, ...]:
+def order_of(metric: Metric, ours: Contender, asked: Sequence[TaskExample]) -> tuple[int, ...]:
     """Places of the examples, the best answered first; without those of which nothing is known."""
     found = quality(metric, ours.answers, asked)
     return tuple(int(place) for place in np.argsort(-found, kind="stable") if math.isfinite(found[place]))
 
 
-def _measure(metric: Metric, asked: Sequence[TaskExample]) -> Measure:
+def measure_of(metric: Metric, asked: Sequence[TaskExample]) -> Measure:
+    """The metric as outcomes name it."""
     signature = getattr(metric, "signature", None)
     return Measure(metric.name, metric.higher_is_better, signature(asked) if callable(signature) else "")
 

@@ -113,7 +113,7 @@ class Evaluation:
             verb, p = self._stands(other), other.differences[self.measures[0].name].p
             named.setdefault(verb, []).append(f"{other.name} (p = {p:.2g})" if "differ" in verb else other.name)
         certain = {"beats": " (p < 0.05)", "is beaten by": " (p < 0.05)"}
-        parts = [f"{verb} {_listed(names)}{certain.get(verb, '')}" for verb, names in named.items()]
+        parts = [f"{verb} {listed(names)}{certain.get(verb, '')}" for verb, names in named.items()]
         return ", ".join(parts) or without
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,7 +185,8 @@ def interval(value: Value) -> str:
     return f"{figure(value.value)} (95 %: {figure(value.low)} to {figure(value.high)})"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """One, two and three."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 

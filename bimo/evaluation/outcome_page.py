@@ -21,8 +21,15 @@ _COLOURS = {"model": "#36c", "floor": "#bbb", "other model": "#c83"}
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-def page_of(evaluation: Evaluation) -> str:
-    """The page, well-formed as HTML and as XML."""
+def page_of(evaluation: Evaluation, *, title: str = "", verdict: str = "", beside: str = "") -> str:
+    """The page, well-formed as HTML and as XML.
+
+    Args:
+        evaluation: What was found.
+        title: What it is about; "": the model's name.
+        verdict: The result in one sentence; "": the evaluation's own.
+        beside: HTML that stands before the scores.
+    """
     floors = [contender for contender in evaluation.contenders if contender.kind == "floor"]
     state = "ok" if floors and len(evaluation.beaten) == len(floors) else "open"
     versions = ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
@@ -33,12 +40,13 @@ def page_of(evaluation: Evaluation) -> str:
     )
     notes = "".join(f"<li>{shown(note)}</li>" for note in evaluation.notes)
     return _PAGE.format(
-        title=shown(evaluation.model),
+        title=shown(title or evaluation.model),
         task=shown(evaluation.task),
-        verdict=shown(evaluation.verdict),
+        verdict=shown(verdict or evaluation.verdict),
         state=state,
         about=shown(f"{evaluation.created}; {versions}; {', '.join(evaluation.data)}"),
         notes=f"<ul>{notes}</ul>" if notes else "",
+        beside=beside,
         scores=_scores(evaluation),
         charts="".join(_chart(evaluation, measure) for measure in evaluation.measures),
         groups="".join(_group(evaluation, group) for group in evaluation.sizes),
@@ -176,7 +184,7 @@ table.example {{ border: 1px solid #ddd }} table.example th {{ width: 10em; font
 table.example td {{ white-space: pre-wrap; overflow-wrap: anywhere }} caption {{ text-align: left; color: #666 }}
 code {{ font-size: 12px; word-break: break-all }}
 </style></head><body>
-<h1>{title}</h1><p><code>{task}</code></p><p class="verdict {state}">{verdict}</p><p>{about}</p>{notes}
+<h1>{title}</h1><p><code>{task}</code></p><p class="verdict {state}">{verdict}</p><p>{about}</p>{notes}{beside}
 <h2>Scores</h2><p>With the 95 % interval; p: how often chance alone makes a difference
 to the model as large; better, worse: the model than this one.</p>
 {scores}{charts}{groups}
