@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 class TextModel(Protocol):
     """A model with its tokenizer: `bimo.LM` is one. It may have `stored`, its weights as they lie, without torch."""
 
-    model: GPT
+    @property
+    def model(self) -> GPT:
+        """The torch module."""
+        ...
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -30,6 +30,7 @@ from bimo.model.paged import LayerView, PagedCache
 from bimo.model.weight_only import PackedEmbedding, PackedLinear
 
 Way = Literal["static", "graph", "compiled"]
+Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 Shape = tuple[int, int]
 """Rows, and blocks in their tables."""
 
@@ -206,7 +207,7 @@ def _front(model: GPT, numbers: Tensor, kinds: list[tuple[bool, bool]], block_si
 
 
 def _through(
-    block: Block, x: Tensor, new: Tensor, context: tuple[Any, ...], layer: tuple[Any, ...], scores: tuple[Any, float]
+    block: Block, x: Tensor, new: Tensor, context: tuple[Any, ...], layer: Layer, scores: tuple[Any, float]
 ) -> Tensor:
     """One block; scores: their scale and cap."""
     cos, sin, seen, mask = context

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
-from bimo.engine.kernels.memory import Arena, MappedFiles
+from bimo.engine.kernels.memory import Arena, MappedFiles, give_back
 from bimo.model.formats import FORMATS
 from bimo.model.frequencies import rotation
 from bimo.model.shapes import BLOCK_NORMS
@@ -110,6 +110,7 @@ class NativeModel:
     """
 
     def __init__(self, model: GPT | StoredModel, kernels: Kernels, adapters: Sequence[Adapter] = ()) -> None:
+        give_back()  # what opening the model needed, before the weights come
         self.kernels = kernels
         self.stored = stored = model if isinstance(model, StoredModel) else StoredModel.of(model)
         self._kept: list[Any] = []

@@ -52,8 +52,8 @@ class TorchRunner:
         weight = next(self.model.parameters()) if first is None else first
         self.device, self.adapters = weight.device, AdapterSet(self.model, adapters)
         dtype = DTYPES.get(settings.cache_dtype, weight.dtype)
-        free = _free_memory(self.device)
-        self.n_blocks = n_blocks(model.spec, settings, free, PagedCache.bytes_per_token(model.spec, dtype))
+        self.token_bytes = PagedCache.bytes_per_token(model.spec, dtype)
+        self.n_blocks = n_blocks(model.spec, settings, _free_memory(self.device), self.token_bytes)
         self.because, self._against, self.decoder = "every model and every device", "", None
         way = self._way(settings)
         n_more = int(way != "plain")  # a block that belongs to no text

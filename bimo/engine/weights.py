@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from bimo.core.errors import UserError
 from bimo.engine.settings import EngineSettings
@@ -27,14 +26,14 @@ def weights_for(model: GPT, settings: EngineSettings, *, with_adapters: bool = F
     device, word = _device(settings.device, first.device), settings.dtype
     if word in PACKED and with_adapters:
         raise UserError(f"adapters do not go with dtype={word}", mend="Merge the adapter, or leave dtype at auto.")
-    packed = any(type(p) is PackedTensor and p.format.name in PACKED.values() for p in model.parameters())
+    packed = any(isinstance(p, PackedTensor) and p.format.name in PACKED.values() for p in model.parameters())
     stays = packed and device.type == "cuda" and not with_adapters
     if word == "auto" and device == first.device and not stays:
         return unpack(model)
     if word in DTYPES:
         dtype = DTYPES[word]
     elif word == "auto" and not packed:
-        dtype = next((p.dtype for p in model.parameters() if type(p) is nn.Parameter and p.dim() == 2), torch.float32)
+        dtype = next((p.dtype for p in model.parameters() if p.dim() == 2), torch.float32)
     else:
         dtype = _two_bytes(device) if device.type == "cuda" else torch.float32
     return laid_out(model if stays or word in PACKED else unpack(twin(model)), device, dtype, PACKED.get(word, ""))

@@ -1,13 +1,16 @@
 """Programs that generate greedily, each behind the same two methods: bimo's engine, llama.cpp and transformers.
 
 All are told the same: prompts of equal length, how many new tokens, no end. llama.cpp and transformers are driven by
-the leanest loop that their interfaces allow, so that what is measured is theirs. Nothing of torch is imported until one
-is made: each lives in a process of its own (`apart.py`).
+the leanest loop that their interfaces allow, so that what is measured is theirs. Each lives in a process of its own
+(`apart.py`), which imports torch only where a contender needs it: bimo does without for a GGUF file on a CPU.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from bimo.core.registry import import_modules
 if TYPE_CHECKING:
     from bimo.engine import Engine
     from bimo.model.gpt import GPT
+    from bimo.model.stored import StoredModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,35 +121,24 @@ class BimoContender:
         *,
         with_text: bool = True,
     ) -> None:
-        from bimo.core.machine import choose_precision, set_threads
         from bimo.engine import Engine, EngineSettings
-        from bimo.interop import find_model, open_model
+        from bimo.interop import find_model, open_stored
 
         import_modules(list(modules))
-        set_threads(options.get("threads", 0))
-        self.model, tokenizer = open_model(find_model(source))
-        self.weight_bytes, self.step_bytes = weight_bytes(self.model)
+        _set_threads(options.get("threads", 0))
+        self.lm = Opened(*open_stored(find_model(source)))
         if device != "cpu":
-            import torch
-
-            bf16 = choose_precision(device, "auto").value == "bf16"
-            self.model.to(device, torch.bfloat16 if bf16 else torch.float32)
-            self.weight_bytes, self.step_bytes = weight_bytes(self.model)
-        self.engine = Engine(self.model, tokenizer if with_text else None, EngineSettings.from_dict(options))
+            options = _on_device(self.lm, options, device)
+        self.tokenizer, self.settings = (self.lm.tokenizer if with_text else None), EngineSettings.from_dict(options)
+        self.engine = Engine(self.lm if with_text else self.lm.without_text(), self.tokenizer, self.settings)
 
     def about(self) -> About:
         """Its runner's name, and its bytes."""
-        import torch
-
-        from bimo.model.paged import PagedCache
-
-        spec, runner = self.model.spec, self.engine.runner
-        settled = getattr(runner, "cache_dtype", "auto")  # the native runner settles it itself
-        dtype = self.model.lm_head.weight.dtype if settled == "auto" else getattr(torch, settled)
-        matrices = sum(p.numel() for block in self.model.blocks() for p in block.parameters() if p.dim() == 2)
-        kv = PagedCache.bytes_per_token(spec, dtype)
-        head = 2.0 * self.model.lm_head.weight.numel()
-        return About(runner.name, self.weight_bytes, self.step_bytes, kv, 2.0 * matrices, head)
+        spec, runner = self.engine.spec, self.engine.runner
+        ran: Any = getattr(runner, "model", None) or getattr(runner, "native").stored  # noqa: B009  # of this class
+        matrices, total, step = _sizes(ran)
+        head = 2.0 * spec.vocab_size * spec.d_model
+        return About(runner.name, total, step, runner.token_bytes, 2.0 * matrices, head)
 
     def run(self, work: Work) -> Run:
         """Submit all at once, and step."""
@@ -155,7 +148,7 @@ class BimoContender:
         """Do some work and write where its time went; returns the number of steps."""
         from bimo.engine.tracing import TracedEngine
 
-        engine = TracedEngine(self.model, self.engine.tokenizer, self.engine.settings)
+        engine = TracedEngine(self.lm, self.tokenizer, self.settings)
         _run(engine, Work(work.prompts[:1], 2))  # whatever is settled at the first use
         engine.trace.events.clear()
         _run(engine, work)
@@ -184,17 +177,82 @@ def _run(engine: Engine, work: Work) -> Run:
     return Run(tuple(first), now, tuple(job.result.tokens for job in jobs))
 
 
-def weight_bytes(model: GPT) -> tuple[int, int]:
-    """Bytes of the weights as they are stored, and of those that every step reads: an embedding alone is looked up."""
+@dataclass(slots=True)
+class Opened:
+    """A model as the engine takes it (`choosing.TextModel`): as it lies in its file, as long as nobody asks for more.
+
+    Attributes:
+        stored: The weights as they lie; or the torch module.
+        tokenizer: Text to ids and back.
+    """
+
+    stored: StoredModel | GPT
+    tokenizer: Any
+    has_tokenizer: bool = True
+
+    @property
+    def model(self) -> GPT:
+        """The torch module."""
+        from bimo.model.stored import StoredModel
+
+        if isinstance(self.stored, StoredModel):
+            self.stored = self.stored.build()
+        return self.stored
+
+    def without_text(self) -> Opened:
+        """The same, for ids alone."""
+        return Opened(self.stored, None, has_tokenizer=False)
+
+
+def _set_threads(threads: int) -> None:
+    """Tell torch, if it is here or comes later."""
+    if "torch" in sys.modules:
+        from bimo.core.machine import set_threads
+
+        set_threads(threads)
+    elif threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _on_device(lm: Opened, options: dict[str, Any], device: str) -> dict[str, Any]:
+    """The engine's options for a device: its dtype of two bytes, where the weights are not packed."""
+    from bimo.core.machine import choose_precision
     from bimo.model.packed import PackedTensor
 
-    def size(parameter: Any) -> int:
-        stored = parameter.rows if isinstance(parameter, PackedTensor) else parameter
-        return int(stored.numel() * stored.element_size())
+    bf16 = choose_precision(device, "auto").value == "bf16"
+    packed = any(isinstance(p, PackedTensor) and p.format.block_size > 1 for p in lm.model.parameters())
+    dtype = "auto" if packed else "bfloat16" if bf16 else "float32"
+    return {"device": device, "dtype": dtype} | options
 
-    total = sum(size(parameter) for parameter in model.parameters())  # a shared one is counted once
-    tied = model.embed_tokens.weight is model.lm_head.weight
-    return total, total - (0 if tied else size(model.embed_tokens.weight))
+
+def _sizes(model: GPT | StoredModel) -> tuple[int, int, int]:
+    """Numbers in the matrices of the blocks; bytes of all weights; of those that every step reads.
+
+    An embedding that is not the head is looked up.
+    """
+    from bimo.model.stored import StoredModel
+
+    if isinstance(model, StoredModel):
+        stored = {name: (id(t), t.rows.nbytes, t.shape) for name, t in model.tensors.items()}
+    else:
+        stored = {
+            name: (id(p), _bytes(p), tuple(p.shape)) for name, p in model.named_parameters(remove_duplicate=False)
+        }
+    of_blocks = {
+        key: math.prod(shape) for name, (key, _, shape) in stored.items() if "layers." in name and len(shape) == 2
+    }
+    total = sum({key: size for key, size, _ in stored.values()}.values())  # a shared one is counted once
+    embeddings = [found for name, found in stored.items() if name.startswith("embed_tokens.")]
+    heads = {key for name, (key, _, _) in stored.items() if name.startswith("lm_head.")}
+    looked_up = sum(size for key, size, _ in embeddings if heads and key not in heads)
+    return sum(of_blocks.values()), total, total - looked_up
+
+
+def _bytes(parameter: Any) -> int:
+    from bimo.model.packed import PackedTensor
+
+    stored = parameter.rows if isinstance(parameter, PackedTensor) else parameter
+    return int(stored.numel() * stored.element_size())
 
 
 class LlamaCppContender:

@@ -119,7 +119,7 @@ def laid_out(model: Model, device: torch.device, dtype: torch.dtype, to: str = "
 
     def packed_parts(weight: Any, name: str) -> tuple[Tensor, Tensor] | None:
         if id(weight) not in done:
-            now = _packed(weight, name)
+            now = _packed(weight, name, device)
             done[id(weight)] = None if now is None else tuple(part.to(device) for part in split(now))
         found: tuple[Tensor, Tensor] | None = done[id(weight)]
         return found
@@ -135,13 +135,13 @@ def laid_out(model: Model, device: torch.device, dtype: torch.dtype, to: str = "
     return copy
 
 
-def _packed(weight: Tensor, name: str) -> PackedTensor | None:
-    """A matrix as Q8_0 or Q4_0: as it lies, or as the format of that name; None: it stays plain."""
+def _packed(weight: Tensor, name: str, device: torch.device) -> PackedTensor | None:
+    """A matrix as Q8_0 or Q4_0: as it lies, or, on a device, as the format of that name; None: it stays plain."""
     if isinstance(weight, PackedTensor):
         return weight if weight.format.name in PACKED.values() else None
     if not name or weight.shape[-1] % GROUP or not weight.is_floating_point():
         return None
-    return PackedTensor(quantize(weight.detach(), FORMATS[name]), FORMATS[name], weight.shape[-1])
+    return PackedTensor(quantize(weight.detach().to(device), FORMATS[name]), FORMATS[name], weight.shape[-1])
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:

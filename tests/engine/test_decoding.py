@@ -1,4 +1,4 @@
-"""Decode steps of fixed shapes say what other steps say, whatever rows fill them up; recording them is tested on GPUs."""
+"""Decode steps of fixed shapes say what other steps say, whatever rows fill them up; recording is tested on GPUs."""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ from bimo.model.packed import PackedTensor, assign, twin, unpack
 from bimo.model.weight_only import PACKED, PackedEmbedding, PackedLinear, laid_out, split
 
 CPU = torch.device("cpu")
-SPEC = ModelSpec(vocab_size=64, context_length=32, n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=96)
+SPEC = ModelSpec(
+    vocab_size=64, context_length=32, n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=96
+)
 
 
 def rows_of(name: str, n: int, width: int) -> tuple[PackedTensor, Tensor]:
