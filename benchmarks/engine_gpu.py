@@ -189,7 +189,11 @@ def open_contenders(session: Session) -> None:
     """Those of all parts that are timed."""
     options, gpu = session.options, session.options.device != "cpu"
     settings = {"threads": options.threads, "max_running": 64, "cache_tokens": 64 * 1024, "backend": "torch"}
-    ways = {"bimo compiled": {"decode": "compiled"}, "bimo graph": {"decode": "graph"}, "bimo plain": {"decode": "plain"}}
+    ways = {
+        "bimo compiled": {"decode": "compiled"},
+        "bimo graph": {"decode": "graph"},
+        "bimo plain": {"decode": "plain"},
+    }
     ways |= {f"bimo {name}": {"decode": "compiled", "dtype": name} for name in ("int8", "int4")}
     makers: dict[str, Any] = {
         name: (BimoContender, (session.path, settings | way, options.device)) for name, way in ways.items()
@@ -206,7 +210,9 @@ def decode(session: Session) -> None:
     """One text; the promise."""
     new = 32 if session.options.tiny else 128
     shape = Shape(1, 16, new)
-    middle = timed(session, [Measure("decode, 1 stream", "tokens/s", shape, decode_speed)], rounds=session.options.rounds)
+    middle = timed(
+        session, [Measure("decode, 1 stream", "tokens/s", shape, decode_speed)], rounds=session.options.rounds
+    )
     figures, about = middle["decode, 1 stream"], session.abouts.get(BEST)
     if about is None or BEST not in figures:
         return
@@ -283,7 +289,9 @@ def equality(session: Session) -> None:
         if name in session.contenders and THEIRS in session.contenders:
             answers = session.contenders[name].call("run", Work(prompts, new)).tokens
             right, count, gap = session.contenders[THEIRS].call("check", prompts, answers)
-            session.say(f"{name}: {right} of {count} tokens are transformers' likeliest; largest gap of logits {gap:.1e}")
+            session.say(
+                f"{name}: {right} of {count} tokens are transformers' likeliest; largest gap of logits {gap:.1e}"
+            )
             session.found[f"equality, {name}"] = [right, count, gap]
 
 
