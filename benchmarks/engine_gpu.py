@@ -356,9 +356,8 @@ def main() -> int:
     limits = measure_limits(options.device, precision, options.threads, 0.5 if options.tiny else 4.0)
     with tempfile.TemporaryDirectory(prefix="engine-gpu-") as folder:
         session = Session(options, f"{folder}/model", spec, limits, until)
-        session.say(
-            f"{options.device}: {limits.read_bytes / 1e9:,.0f} GB/s read, {limits.flops / 1e12:.2f} TFLOP/s in {precision}"
-        )
+        flops = f"{limits.flops / 1e12:.2f} TFLOP/s in {precision}"
+        session.say(f"{options.device}: {limits.read_bytes / 1e9:,.0f} GB/s read, {flops}")
         session.found["limits"] = asdict(limits)
         weights = Apart(Weights, spec, session.path, dtype, options.device, threads=options.threads)
         session.say(f"{weights.call('about') / 1e6:,.0f}M parameters in {dtype}")

@@ -26,8 +26,8 @@ class EngineSettings(Settings):
     device: str = ""
     """Where torch computes: cpu, cuda, mps; empty: where the weights are. The native kernels compute on the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
-    """Of the weights in torch: int8 and int4 are Q8_0 and Q4_0 blocks, unpacked while they are multiplied; auto: as they
-    are, but packed ones become float32 on a CPU."""
+    """Of the weights in torch: int8 and int4 are Q8_0 and Q4_0 blocks, unpacked while they are multiplied; auto: as
+    they are, but packed ones become float32 on a CPU."""
     decode: Literal["auto", "plain", "static", "graph", "compiled"] = "auto"
     """Steps of one token per text, in torch: plain: as any other; static: of few fixed shapes; graph: recorded as CUDA
     graphs; compiled: by torch's compiler, too, half a minute at first; auto: graph on CUDA, else plain."""

@@ -8,9 +8,6 @@ the leanest loop that their interfaces allow, so that what is measured is theirs
 from __future__ import annotations
 
 import ctypes
-import math
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bimo.core.errors import UserError, require
 from bimo.core.registry import import_modules
+from bimo.evaluation.opened import Opened, on_device, set_torch_threads, sizes
 
 if TYPE_CHECKING:
     from bimo.engine import Engine
-    from bimo.model.gpt import GPT
-    from bimo.model.stored import StoredModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +121,10 @@ class BimoContender:
         from bimo.interop import find_model, open_stored
 
         import_modules(list(modules))
-        _set_threads(options.get("threads", 0))
+        set_torch_threads(options.get("threads", 0))
         self.lm = Opened(*open_stored(find_model(source)))
         if device != "cpu":
-            options = _on_device(self.lm, options, device)
+            options = on_device(self.lm, options, device)
         self.tokenizer, self.settings = (self.lm.tokenizer if with_text else None), EngineSettings.from_dict(options)
         self.engine = Engine(self.lm if with_text else self.lm.without_text(), self.tokenizer, self.settings)
 
@@ -136,7 +132,7 @@ class BimoContender:
         """Its runner's name, and its bytes."""
         spec, runner = self.engine.spec, self.engine.runner
         ran: Any = getattr(runner, "model", None) or getattr(runner, "native").stored  # noqa: B009  # of this class
-        matrices, total, step = _sizes(ran)
+        matrices, total, step = sizes(ran)
         head = 2.0 * spec.vocab_size * spec.d_model
         return About(runner.name, total, step, runner.token_bytes, 2.0 * matrices, head)
 
@@ -175,84 +171,6 @@ def _run(engine: Engine, work: Work) -> Run:
         if job.error is not None:
             raise job.error
     return Run(tuple(first), now, tuple(job.result.tokens for job in jobs))
-
-
-@dataclass(slots=True)
-class Opened:
-    """A model as the engine takes it (`choosing.TextModel`): as it lies in its file, as long as nobody asks for more.
-
-    Attributes:
-        stored: The weights as they lie; or the torch module.
-        tokenizer: Text to ids and back.
-    """
-
-    stored: StoredModel | GPT
-    tokenizer: Any
-    has_tokenizer: bool = True
-
-    @property
-    def model(self) -> GPT:
-        """The torch module."""
-        from bimo.model.stored import StoredModel
-
-        if isinstance(self.stored, StoredModel):
-            self.stored = self.stored.build()
-        return self.stored
-
-    def without_text(self) -> Opened:
-        """The same, for ids alone."""
-        return Opened(self.stored, None, has_tokenizer=False)
-
-
-def _set_threads(threads: int) -> None:
-    """Tell torch, if it is here or comes later."""
-    if "torch" in sys.modules:
-        from bimo.core.machine import set_threads
-
-        set_threads(threads)
-    elif threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-
-
-def _on_device(lm: Opened, options: dict[str, Any], device: str) -> dict[str, Any]:
-    """The engine's options for a device: its dtype of two bytes, where the weights are not packed."""
-    from bimo.core.machine import choose_precision
-    from bimo.model.packed import PackedTensor
-
-    bf16 = choose_precision(device, "auto").value == "bf16"
-    packed = any(isinstance(p, PackedTensor) and p.format.block_size > 1 for p in lm.model.parameters())
-    dtype = "auto" if packed else "bfloat16" if bf16 else "float32"
-    return {"device": device, "dtype": dtype} | options
-
-
-def _sizes(model: GPT | StoredModel) -> tuple[int, int, int]:
-    """Numbers in the matrices of the blocks; bytes of all weights; of those that every step reads.
-
-    An embedding that is not the head is looked up.
-    """
-    from bimo.model.stored import StoredModel
-
-    if isinstance(model, StoredModel):
-        stored = {name: (id(t), t.rows.nbytes, t.shape) for name, t in model.tensors.items()}
-    else:
-        stored = {
-            name: (id(p), _bytes(p), tuple(p.shape)) for name, p in model.named_parameters(remove_duplicate=False)
-        }
-    of_blocks = {
-        key: math.prod(shape) for name, (key, _, shape) in stored.items() if "layers." in name and len(shape) == 2
-    }
-    total = sum({key: size for key, size, _ in stored.values()}.values())  # a shared one is counted once
-    embeddings = [found for name, found in stored.items() if name.startswith("embed_tokens.")]
-    heads = {key for name, (key, _, _) in stored.items() if name.startswith("lm_head.")}
-    looked_up = sum(size for key, size, _ in embeddings if heads and key not in heads)
-    return sum(of_blocks.values()), total, total - looked_up
-
-
-def _bytes(parameter: Any) -> int:
-    from bimo.model.packed import PackedTensor
-
-    stored = parameter.rows if isinstance(parameter, PackedTensor) else parameter
-    return int(stored.numel() * stored.element_size())
 
 
 class LlamaCppContender:
