@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 class TextModel(Protocol):
     """A model with its tokenizer: `bimo.LM` is one. It may have `stored`, its weights as they lie, without torch."""
 
-    model: GPT
+    @property
+    def model(self) -> GPT:
+        """The torch module."""
+        ...
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -57,7 +60,8 @@ def choose_runner(model: GPT | TextModel, settings: EngineSettings, adapters: Se
         UserError: The one that was asked for cannot.
     """
     found = gpt_of(model) if adapters else as_it_lies(model)
-    reason = "it was asked for" if settings.backend == "torch" else reason_against(found, adapters)
+    reason = "it was asked for" if settings.backend == "torch" else _only_torch(settings)
+    reason = reason or reason_against(found, adapters)
     if not reason:
         try:
             return NativeRunner(found, settings, load_kernels(settings.threads), adapters)
@@ -70,5 +74,13 @@ def choose_runner(model: GPT | TextModel, settings: EngineSettings, adapters: Se
     from bimo.engine.torch_runner import TorchRunner
 
     runner = TorchRunner(gpt_of(model), settings, adapters)
-    runner.name = f"torch on {runner.device}, because {reason}"
+    runner.because = reason
     return runner
+
+
+def _only_torch(settings: EngineSettings) -> str:
+    """What of the settings the native kernels do not know; '' when there is nothing."""
+    if settings.device not in ("", "cpu"):
+        return f"the device is {settings.device}"
+    told = {"dtype": settings.dtype, "decode": settings.decode}
+    return next((f"{name} is {value}" for name, value in told.items() if value != "auto"), "")

@@ -50,8 +50,8 @@ class NativeRunner:
         self.cache_dtype = self._cache_dtype() if settings.cache_dtype == "auto" else settings.cache_dtype
         spec, struct = model.spec, self.native.struct
         head_bytes = spec.head_dim * _NUMBER_BYTES[self.cache_dtype] + 4 * (self.cache_dtype == "int8")  # and its scale
-        token_bytes = 2 * spec.n_layers * spec.n_kv_heads * head_bytes
-        self.n_blocks = n_blocks(spec, settings, available_memory(), token_bytes)
+        self.token_bytes = 2 * spec.n_layers * spec.n_kv_heads * head_bytes
+        self.n_blocks = n_blocks(spec, settings, available_memory(), self.token_bytes)
         struct.cache = layout.Cache(
             layout.CACHE_TYPES[self.cache_dtype],
             self.block_size,

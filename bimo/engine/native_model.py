@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
-from bimo.engine.kernels.memory import Arena, MappedFiles
+from bimo.engine.kernels.memory import Arena, MappedFiles, give_back
 from bimo.model.formats import FORMATS
 from bimo.model.frequencies import rotation
 from bimo.model.shapes import BLOCK_NORMS
@@ -60,14 +60,35 @@ def _of_parts(spec: ModelSpec) -> str:
 
 def _of_modules(model: GPT) -> str:
     import torch
+
+    from bimo.model.packed import PackedTensor
+
+    unknown = unknown_part(model)
+    if unknown:
+        return unknown
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            return f"the weights are on {parameter.device.type}"
+        floats = (torch.float32, torch.float16, torch.bfloat16)
+        if not isinstance(parameter, PackedTensor) and parameter.dtype not in floats:
+            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def unknown_part(model: GPT, *also: type) -> str:
+    """The first module that is none of bimo's dense parts, or has a hook, in words; '' when there is none.
+
+    Args:
+        model: The model.
+        also: Further classes that are known.
+    """
     from torch import nn
 
     from bimo.core.registry import REGISTRIES
     from bimo.model.gpt import GPT, Block
-    from bimo.model.packed import PackedTensor
 
     spec = model.spec
-    known: list[type] = [GPT, Block, nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList, nn.Identity]
+    known: list[type] = [GPT, Block, nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList, nn.Identity, *also]
     for kind in ("attention", "feedforward", "norm", "positions"):  # what the spec says, and nothing in its place
         if getattr(spec, kind) in REGISTRIES[kind].ours:
             known.append(REGISTRIES[kind].get(getattr(spec, kind)))
@@ -76,12 +97,6 @@ def _of_modules(model: GPT) -> str:
             return f"{name} is a {type(module).__name__}, which they do not know"
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has a forward hook"
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu":
-            return f"the weights are on {parameter.device.type}"
-        floats = (torch.float32, torch.float16, torch.bfloat16)
-        if not isinstance(parameter, PackedTensor) and parameter.dtype not in floats:
-            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}"
     return ""
 
 
@@ -95,6 +110,7 @@ class NativeModel:
     """
 
     def __init__(self, model: GPT | StoredModel, kernels: Kernels, adapters: Sequence[Adapter] = ()) -> None:
+        give_back()  # what opening the model needed, before the weights come
         self.kernels = kernels
         self.stored = stored = model if isinstance(model, StoredModel) else StoredModel.of(model)
         self._kept: list[Any] = []

@@ -63,11 +63,17 @@ class Runner(Protocol):
         name: What it is and why it was chosen, for a person to read.
         block_size: Tokens in a block of the cache.
         n_blocks: Blocks that there are.
+        token_bytes: What a token takes in the cache.
     """
 
-    name: str
     block_size: int
     n_blocks: int
+    token_bytes: int
+
+    @property
+    def name(self) -> str:
+        """As above."""
+        ...
 
     def logits(self, chunks: Sequence[Chunk]) -> Rows:
         """Run a step; logits of the wanted positions in order, (sum of n_outputs, V)."""

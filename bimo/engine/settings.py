@@ -23,6 +23,14 @@ class EngineSettings(Settings):
     cache_dtype: Literal["auto", "float32", "float16", "int8"] = "auto"
     """Of keys and values; auto on the native backend: float32 for a float32 model, int8 for one with weights of 4 bits
     whose keys have no bias, float16 for others; auto in torch: that of the weights."""
+    device: str = ""
+    """Where torch computes: cpu, cuda, mps; empty: where the weights are. The native kernels compute on the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
+    """Of the weights in torch: int8 and int4 are Q8_0 and Q4_0 blocks, unpacked while they are multiplied; auto: as
+    they are, but packed ones become float32 on a CPU."""
+    decode: Literal["auto", "plain", "static", "graph", "compiled"] = "auto"
+    """Steps of one token per text, in torch: plain: as any other; static: of few fixed shapes; graph: recorded as CUDA
+    graphs; compiled: by torch's compiler, too, half a minute at first; auto: graph on CUDA, else plain."""
     block_size: int = 16
     """Tokens in a block of the cache."""
     max_running: int = 64

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bimo.core.machine import available_memory
+from bimo.engine.decoding import Decoder, Way, reason_against, to_host
 from bimo.engine.runner import Chunk, Rows
 from bimo.engine.settings import EngineSettings, n_blocks
+from bimo.engine.weights import weights_for
 from bimo.model.backends import AttnContext
 from bimo.model.gpt import GPT
 from bimo.model.lora import Adapter, AdapterSet
-from bimo.model.packed import unpack
 from bimo.model.paged import PagedCache, PagedView
 
 _SHORT = 16  # chunks up to this length share a pass with others that stand at other places
@@ -33,30 +36,73 @@ class TorchRunner:
     longer than the original context gives it a first chunk that is longer too.
 
     Args:
-        model: A GPT; it is put into evaluation mode, and packed weights are unpacked: once per model, memory for speed.
-        settings: Size and dtype of the cache.
+        model: A GPT; it is put into evaluation mode, and packed weights are unpacked: once per model, memory for speed,
+            where the settings say nothing else.
+        settings: Size and dtype of the cache, and of the weights; how decode steps run.
         adapters: What a chunk may ask for, by number from 1 on.
+
+    Attributes:
+        because: Why it runs the model, and not the native kernels.
+        decoder: Runs steps of one token per text; None: they run as any other.
     """
 
     def __init__(self, model: GPT, settings: EngineSettings, adapters: Sequence[Adapter] = ()) -> None:
-        self.model, self.block_size = unpack(model), settings.block_size
-        weight = model.lm_head.weight
-        self.device, self.adapters = weight.device, AdapterSet(model, adapters)
+        self.model, self.block_size = weights_for(model, settings, with_adapters=bool(adapters)), settings.block_size
+        first = next(self.model.norm.parameters(), None)  # a head may be packed
+        weight = next(self.model.parameters()) if first is None else first
+        self.device, self.adapters = weight.device, AdapterSet(self.model, adapters)
         dtype = DTYPES.get(settings.cache_dtype, weight.dtype)
-        free = _free_memory(self.device)
-        self.n_blocks = n_blocks(model.spec, settings, free, PagedCache.bytes_per_token(model.spec, dtype))
-        self.cache = PagedCache(model.spec, self.n_blocks, self.block_size, device=self.device, dtype=dtype)
-        self.name = f"torch on {self.device}: every model and every device"
+        self.token_bytes = PagedCache.bytes_per_token(model.spec, dtype)
+        self.n_blocks = n_blocks(model.spec, settings, _free_memory(self.device), self.token_bytes)
+        self.because, self._against, self.decoder = "every model and every device", "", None
+        way = self._way(settings)
+        n_more = int(way != "plain")  # a block that belongs to no text
+        self.cache = PagedCache(model.spec, self.n_blocks + n_more, self.block_size, device=self.device, dtype=dtype)
+        if way != "plain":
+            self.decoder = Decoder(self.model, self.cache, way, settings.max_running)
+
+    def _way(self, settings: EngineSettings) -> Way | Literal["plain"]:
+        """How decode steps run."""
+        wanted = ("graph" if self.device.type == "cuda" else "plain") if settings.decode == "auto" else settings.decode
+        if wanted == "plain":
+            return "plain"
+        self._against = reason_against(self.model)
+        if not self._against and wanted == "graph" and self.device.type != "cuda":
+            self._against = "graphs are CUDA's"
+        return "plain" if self._against else wanted
+
+    @property
+    def name(self) -> str:
+        """What it is, and why it runs."""
+        words = f"torch on {self.device}, because {self.because}"
+        if self._against:
+            return f"{words}; decode steps are plain, because {self._against}"
+        if self.decoder is None:
+            return words
+        return "; ".join((words, f"decode steps are {self.decoder.way}", *self.decoder.reasons))
 
     @torch.inference_mode()
     def logits(self, chunks: Sequence[Chunk]) -> Rows:
         """Run a step; logits of the wanted positions in order, float32, (sum of n_outputs, V)."""
+        decoder = self.decoder
+        if decoder is None or not any(map(decoder.takes, chunks)):
+            return self._logits(chunks)
+        if all(map(decoder.takes, chunks)):
+            return decoder.logits(chunks)
+        taken = [decoder.takes(chunk) for chunk in chunks]
+        parts = [[chunk for chunk, fast in zip(chunks, taken, strict=True) if fast == wanted] for wanted in (0, 1)]
+        rows = iter(self._logits(parts[0])), iter(decoder.logits(parts[1]))
+        found = [next(rows[fast]) for chunk, fast in zip(chunks, taken, strict=True) for _ in range(chunk.n_outputs)]
+        return np.stack(found)
+
+    def _logits(self, chunks: Sequence[Chunk]) -> Rows:
+        """As `logits`, chunks of any length."""
         hidden = self._run(chunks)
         if not len(hidden):
             return torch.empty(0, self.model.spec.vocab_size).numpy()
         numbers = [chunk.adapter for chunk in chunks for _ in range(chunk.n_outputs)]
         with self.adapters.chosen(numbers):
-            return self.model.logits(hidden).float().cpu().numpy()
+            return to_host(self.model.logits(hidden).float())
 
     @torch.inference_mode()
     def hidden(self, chunks: Sequence[Chunk]) -> Rows:

@@ -115,7 +115,12 @@ class _TracedRunner:
 
     def __init__(self, runner: Runner, runs: list[tuple[int, int, dict[str, int]]]) -> None:
         self.runner, self.runs = runner, runs
-        self.name, self.block_size, self.n_blocks = runner.name, runner.block_size, runner.n_blocks
+        self.block_size, self.n_blocks, self.token_bytes = runner.block_size, runner.n_blocks, runner.token_bytes
+
+    @property
+    def name(self) -> str:
+        """See `Runner`."""
+        return self.runner.name
 
     def logits(self, chunks: Sequence[Chunk]) -> Rows:
         """See `Runner`."""

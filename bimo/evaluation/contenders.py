@@ -1,8 +1,8 @@
 """Programs that generate greedily, each behind the same two methods: bimo's engine, llama.cpp and transformers.
 
 All are told the same: prompts of equal length, how many new tokens, no end. llama.cpp and transformers are driven by
-the leanest loop that their interfaces allow, so that what is measured is theirs. Nothing of torch is imported until one
-is made: each lives in a process of its own (`apart.py`).
+the leanest loop that their interfaces allow, so that what is measured is theirs. Each lives in a process of its own
+(`apart.py`), which imports torch only where a contender needs it: bimo does without for a GGUF file on a CPU.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bimo.core.errors import UserError, require
 from bimo.core.registry import import_modules
+from bimo.evaluation.opened import Opened, on_device, set_torch_threads, sizes
 
 if TYPE_CHECKING:
     from bimo.engine import Engine
-    from bimo.model.gpt import GPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,35 +117,24 @@ class BimoContender:
         *,
         with_text: bool = True,
     ) -> None:
-        from bimo.core.machine import choose_precision, set_threads
         from bimo.engine import Engine, EngineSettings
-        from bimo.interop import find_model, open_model
+        from bimo.interop import find_model, open_stored
 
         import_modules(list(modules))
-        set_threads(options.get("threads", 0))
-        self.model, tokenizer = open_model(find_model(source))
-        self.weight_bytes, self.step_bytes = weight_bytes(self.model)
+        set_torch_threads(options.get("threads", 0))
+        self.lm = Opened(*open_stored(find_model(source)))
         if device != "cpu":
-            import torch
-
-            bf16 = choose_precision(device, "auto").value == "bf16"
-            self.model.to(device, torch.bfloat16 if bf16 else torch.float32)
-            self.weight_bytes, self.step_bytes = weight_bytes(self.model)
-        self.engine = Engine(self.model, tokenizer if with_text else None, EngineSettings.from_dict(options))
+            options = on_device(self.lm, options, device)
+        self.tokenizer, self.settings = (self.lm.tokenizer if with_text else None), EngineSettings.from_dict(options)
+        self.engine = Engine(self.lm if with_text else self.lm.without_text(), self.tokenizer, self.settings)
 
     def about(self) -> About:
         """Its runner's name, and its bytes."""
-        import torch
-
-        from bimo.model.paged import PagedCache
-
-        spec, runner = self.model.spec, self.engine.runner
-        settled = getattr(runner, "cache_dtype", "auto")  # the native runner settles it itself
-        dtype = self.model.lm_head.weight.dtype if settled == "auto" else getattr(torch, settled)
-        matrices = sum(p.numel() for block in self.model.blocks() for p in block.parameters() if p.dim() == 2)
-        kv = PagedCache.bytes_per_token(spec, dtype)
-        head = 2.0 * self.model.lm_head.weight.numel()
-        return About(runner.name, self.weight_bytes, self.step_bytes, kv, 2.0 * matrices, head)
+        spec, runner = self.engine.spec, self.engine.runner
+        ran: Any = getattr(runner, "model", None) or getattr(runner, "native").stored  # noqa: B009  # of this class
+        matrices, total, step = sizes(ran)
+        head = 2.0 * spec.vocab_size * spec.d_model
+        return About(runner.name, total, step, runner.token_bytes, 2.0 * matrices, head)
 
     def run(self, work: Work) -> Run:
         """Submit all at once, and step."""
@@ -155,7 +144,7 @@ class BimoContender:
         """Do some work and write where its time went; returns the number of steps."""
         from bimo.engine.tracing import TracedEngine
 
-        engine = TracedEngine(self.model, self.engine.tokenizer, self.engine.settings)
+        engine = TracedEngine(self.lm, self.tokenizer, self.settings)
         _run(engine, Work(work.prompts[:1], 2))  # whatever is settled at the first use
         engine.trace.events.clear()
         _run(engine, work)
@@ -182,19 +171,6 @@ def _run(engine: Engine, work: Work) -> Run:
         if job.error is not None:
             raise job.error
     return Run(tuple(first), now, tuple(job.result.tokens for job in jobs))
-
-
-def weight_bytes(model: GPT) -> tuple[int, int]:
-    """Bytes of the weights as they are stored, and of those that every step reads: an embedding alone is looked up."""
-    from bimo.model.packed import PackedTensor
-
-    def size(parameter: Any) -> int:
-        stored = parameter.rows if isinstance(parameter, PackedTensor) else parameter
-        return int(stored.numel() * stored.element_size())
-
-    total = sum(size(parameter) for parameter in model.parameters())  # a shared one is counted once
-    tied = model.embed_tokens.weight is model.lm_head.weight
-    return total, total - (0 if tied else size(model.embed_tokens.weight))
 
 
 class LlamaCppContender:

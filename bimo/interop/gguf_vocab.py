@@ -76,7 +76,11 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
             if k in (CONTROL, USER, UNKNOWN)
         ],
         "post_processor": None,
-        **(_byte_level if kind == "gpt2" else _sentence_piece)(metadata, tokens, kinds, where),
+        **(
+            _byte_level(metadata, vocab, kinds, where)
+            if kind == "gpt2"
+            else _sentence_piece(metadata, tokens, kinds, where)
+        ),
     }
     return Tokenizer(content, where=where, special=_special(metadata, tokens, where))
 
@@ -243,14 +247,16 @@ def enumerate_names(tokenizer: Tokenizer) -> list[tuple[int, str]]:
     return found + [(vocab[name], name) for name in roles if isinstance(vocab, dict) and name in vocab]
 
 
-def _byte_level(metadata: Mapping[str, Any], tokens: list[str], kinds: Mapping[int, int], where: str) -> dict[str, Any]:
+def _byte_level(
+    metadata: Mapping[str, Any], vocab: dict[str, int], kinds: Mapping[int, int], where: str
+) -> dict[str, Any]:
     """What a byte-level BPE vocabulary needs beside its added tokens; kinds: of tokens that are not normal."""
     name = metadata.get(f"{_KEY}pre", "default")
     known = pretokenizers.named(name)
     if known is None:
         names = ", ".join(known.names[0] for known in pretokenizers.KNOWN)
         raise UserError(f"the pre-tokenizer {name!r} is not supported", where=where, mend=f"Known: {names}.")
-    overlapping = _overlapping(_ordinary(tokens, kinds))
+    overlapping = _overlapping(_ordinary([*vocab], kinds))
     if overlapping is not None:
         raise UserError(
             f"the added token {overlapping!r:.60} overlaps with another one, which is not supported",
@@ -266,7 +272,6 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], kinds: Mapping[i
     pairs = (
         [[m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]] for m in merges] if parts is None else JoinedMerges(merges)
     )
-    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     lost = lost_merge(pairs, vocab, parts=parts)
     if lost is not None:
         raise UserError(f"the merge {' '.join(lost)!r} is of tokens that are not there", where=where, mend=_AGAIN)

@@ -77,4 +77,24 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: AttnContext) -> Tensor:
     )
 
 
+def attend_token(q: Tensor, k: Tensor, v: Tensor, ctx: AttnContext) -> Tensor:
+    """Attention of one new token per row, T = 1, under a mask; shapes as in `attend_sdpa`.
+
+    The query heads that share a key head become the queries of one head, so keys and values are never repeated. A
+    compiler gets sums of products: it reads keys and values right out of the cache's pages, without a copy.
+    """
+    B, H, _, D = q.shape
+    grouped = q.reshape(B, k.shape[1], -1, D)  # (B, K, G, D)
+    if not torch.compiler.is_compiling():
+        return attend_sdpa(grouped, k, v, ctx).reshape(B, H, 1, D)
+    scale = 1 / math.sqrt(D) if ctx.scale is None else ctx.scale
+    scores = (grouped.float()[:, :, :, None] * k.float()[:, :, None]).sum(-1) * scale  # (B, K, G, S)
+    if ctx.softcap:
+        scores = ctx.softcap * torch.tanh(scores / ctx.softcap)
+    if ctx.mask is not None:
+        scores = scores.masked_fill(~ctx.mask, float("-inf"))
+    y = (scores.softmax(dim=-1)[..., None] * v.float()[:, :, None]).sum(-2)  # (B, K, G, D)
+    return y.to(q.dtype).reshape(B, H, 1, D)
+
+
 BACKENDS: dict[str, Attend] = {"math": attend_math, "sdpa": attend_sdpa}

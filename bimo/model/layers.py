@@ -135,8 +135,12 @@ def joined(x: Tensor, *projections: nn.Module) -> list[Tensor]:
 
     To the compiler they are one matrix product of the joined weights: it reads the input once and fills a GPU better,
     and the joining costs no more than the cast of the weights that it is fused with. Projections that somebody has
-    replaced, hooked or cut over several processes are left alone.
+    replaced, hooked or cut over several processes are left alone. Where an engine has laid the weights side by side
+    (`joining.py`), they are one product without a compiler, too.
     """
+    whole = getattr(projections[0], "whole", None)
+    if whole is not None and not any(p._forward_hooks for p in projections):
+        return list(whole(x).split([p.out_features for p in projections], dim=-1))
     plain = all(type(p) is nn.Linear and type(p.weight) is nn.Parameter and not p._forward_hooks for p in projections)
     if not (plain and torch.compiler.is_compiling()):
         return [projection(x) for projection in projections]

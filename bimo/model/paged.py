@@ -40,6 +40,12 @@ class PagedCache:
         head = spec.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0)
         return 2 * spec.n_layers * spec.n_kv_heads * head
 
+    def layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Keys, values and their scales of one layer."""
+        if self.key_scales is None or self.value_scales is None:
+            return self.keys[layer], self.values[layer], None, None
+        return self.keys[layer], self.values[layer], self.key_scales[layer], self.value_scales[layer]
+
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of a block, all layers."""
         n = self.block_size
@@ -63,11 +69,35 @@ class PagedView:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v, (B, K, T, D), of the new tokens; return what is looked at, (B, K, S, D), in their dtype."""
-        cache = self.cache
-        return (
-            self._through(cache.keys[layer], None if cache.key_scales is None else cache.key_scales[layer], k),
-            self._through(cache.values[layer], None if cache.value_scales is None else cache.value_scales[layer], v),
-        )
+        return LayerView(*self.cache.layer(layer), self.new, self.seen).append(layer, k, v)
+
+
+class LayerView:
+    """What attention sees of one layer: tensors alone, so that a compiler finds every layer alike.
+
+    Args:
+        keys: (slots, K, D); `values` likewise.
+        key_scales: Of an int8 cache; `value_scales` likewise.
+        new: Slots of the new tokens, (B T,).
+        seen: As in `PagedView`.
+    """
+
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        key_scales: Tensor | None,
+        value_scales: Tensor | None,
+        new: Tensor,
+        seen: Tensor | slice,
+    ) -> None:
+        self.keys, self.values = keys, values
+        self.key_scales, self.value_scales = key_scales, value_scales
+        self.new, self.seen = new, seen
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `PagedView`; the layer is settled."""
+        return self._through(self.keys, self.key_scales, k), self._through(self.values, self.value_scales, v)
 
     def _through(self, tensor: Tensor, scales: Tensor | None, x: Tensor) -> Tensor:
         """Write into one layer's tensor, (slots, K, D), and read from it."""

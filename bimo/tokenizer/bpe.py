@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -110,16 +110,42 @@ def ranks_of(content: dict[str, Any]) -> dict[bytes, int] | None:
     return {bytes(letters[letter] for letter in token): i for token, i in vocab.items()}
 
 
-class JoinedMerges(list[str]):
-    """Merges as "left right", a third of the memory of pairs, which a file has.
+class JoinedMerges(Sequence[str]):
+    """Merges as "left right", in one piece of memory: a fifth of what so many texts take.
 
-    Whoever makes one has looked: no half holds a space, and all tokens are there.
+    Whoever makes one has looked: no half holds a space or the end of a line, and all tokens are there.
+
+    Args:
+        merges: As a file has them.
 
     Attributes:
         first_id: Of the token that the first merge makes, where each merge makes the next token; else -1.
     """
 
     first_id = -1
+
+    def __init__(self, merges: Iterable[str]) -> None:
+        self._text = "\n".join([*merges, ""]).encode("utf-8", "surrogatepass")
+        self._ends = np.flatnonzero(np.frombuffer(self._text, dtype=np.uint8) == ord("\n")).astype(np.uint32)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return list(self)[place]
+        end = range(len(self))[place]
+        start = int(self._ends[end - 1]) + 1 if end else 0
+        return self._text[start : int(self._ends[end])].decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._text.decode("utf-8", "surrogatepass").split("\n")[:-1])
 
     def pairs(self) -> list[list[str]]:
         """The same as pairs."""

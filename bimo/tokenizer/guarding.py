@@ -135,7 +135,7 @@ def _library(content: dict[str, Any], model: Any) -> Any:
         isinstance(words.get("merges"), JoinedMerges) and {token["content"] for token in added} <= words["vocab"].keys()
     )
     if not sound:
-        return tokenizers.Tokenizer.from_str(json.dumps(content))
+        return tokenizers.Tokenizer.from_str(json.dumps(content, default=list))
     # The tables are handed over as they are: as JSON they take five times as long, and four times the memory.
     empty = {**words, "vocab": {}, "merges": [], "unk_token": None}
     library = tokenizers.Tokenizer.from_str(json.dumps({**content, "added_tokens": [], "model": empty}))

@@ -33,7 +33,7 @@ class TextRunner:
         taste: Another number gives another model.
     """
 
-    name, block_size = "hashes in place of keys", 4
+    name, block_size, token_bytes = "hashes in place of keys", 4, 8
 
     def __init__(self, n_blocks: int, original_context: int = CONTEXT, taste: int = 0) -> None:
         self.n_blocks, self.original_context, self.taste = n_blocks, original_context, taste

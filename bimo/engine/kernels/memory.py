@@ -25,6 +25,13 @@ def lazy_memory(n_bytes: int) -> Any:
     return np.frombuffer(memory, dtype=np.uint8)
 
 
+def give_back() -> None:
+    """Have the C library give back what it holds free: some ten megabytes after a large header was read."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if hasattr(mmap, "MAP_PRIVATE") else None
+    if trim is not None:  # glibc alone has it
+        trim(0)
+
+
 class Arena:
     """One piece of memory for many matrices.
 

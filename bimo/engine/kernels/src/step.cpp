@@ -41,6 +41,18 @@ struct Buffer {
   }
 };
 
+template <class T>
+struct Lent {  // a part of a buffer
+  struct {
+    T* at = nullptr;
+    T* get() const { return at; }
+  } data;
+  T* take(T* from, size_t n) {
+    data.at = from;
+    return from + n;
+  }
+};
+
 struct Scratch {  // of the rows of activations of one input
   Buffer<float> x, scale;
   Buffer<int8_t> q;
@@ -56,7 +68,8 @@ struct Workspace::Parts {
   std::vector<int32_t> chunk_of;
   std::unique_ptr<std::atomic<int>[]> finished;
   size_t n_finished = 0;
-  Buffer<float> x, q, k, v, rotated, attended, gate, up, branch, partial, gathered;
+  Buffer<float> x, inner, branch, partial, gathered;
+  Lent<float> q, k, v, rotated, attended, gate, up;  // of `inner`
   Scratch shared;
   std::vector<Scratch> own;
 };
@@ -116,13 +129,7 @@ class Run {
     const size_t rows = rows_;
     w_.x.need(rows * m_.d_model);
     w_.branch.need(rows * m_.d_model);
-    w_.q.need(rows * heads_width());
-    w_.rotated.need(rows * heads_width());
-    w_.attended.need(rows * heads_width());
-    w_.k.need(rows * kv_width());
-    w_.v.need(rows * kv_width());
-    w_.gate.need(rows * m_.d_ff);
-    w_.up.need(rows * m_.d_ff);
+    lend(rows);
     w_.gathered.need(size_t(s_.n_outputs) * m_.d_model);
     w_.own.resize(pool_.size());
     for (Scratch& own : w_.own) reserve(own, FEW_ROWS);
@@ -159,6 +166,21 @@ class Run {
       w_.n_finished = counters;
     }
     for (size_t i = 0; i < counters; i++) w_.finished[i].store(0, std::memory_order_relaxed);
+  }
+
+  // What attention holds is done with when the feed-forward part begins: one piece of memory serves both, unless they
+  // run side by side.
+  void lend(size_t rows) {
+    const size_t heads = rows * heads_width(), kv = rows * kv_width(), wide = rows * m_.d_ff;
+    const size_t attention = 3 * heads + 2 * kv, feedforward = 2 * wide;
+    const bool apart = m_.parallel_blocks;
+    float* first = w_.inner.need(apart ? attention + feedforward : attention > feedforward ? attention : feedforward);
+    float* next = w_.q.take(first, heads);
+    next = w_.rotated.take(next, heads);
+    next = w_.attended.take(next, heads);
+    next = w_.k.take(next, kv);
+    next = w_.v.take(next, kv);
+    w_.up.take(w_.gate.take(apart ? next : first, wide), wide);
   }
 
   // All memory is there before the threads begin: an error in one of them could not be told.
