@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from bimo.batching import batches_of, with_batches
 from bimo.core import machine
 from bimo.core.artifacts import RunDirectory, append_jsonl
 from bimo.core.batch import Batch
@@ -36,7 +37,6 @@ from bimo.recipes import Outcome, base_of, open_run, resume_newest, run_trainer,
 from bimo.scoring import scores_of
 from bimo.tasks.classification import labels_of
 from bimo.training import Callback, Trainer, launch
-from bimo.training.grouping import grouped, mixed
 from bimo.training.losses import DirectPreference, LabelLoss, Loss, Preference, loss_by_name
 from bimo.training.losses.preference import Reference
 from bimo.training.pairs import PairRows
@@ -77,10 +77,14 @@ def _finetune(
     settings = replace(settings, model=lm.model.spec)
     loss = loss_by_name(settings.training.loss, {})
     rows = rows_of(materials, lm.tokenizer, settings, told, in_pairs=isinstance(loss, Preference))
-    settings = _with_steps(settings, rows)
+    settings, why = with_batches(settings, rows, lm.model)
+    batches = batches_of(settings, rows, materials)
+    settings = _with_steps(settings, len(batches))
     if team.first:
         settings.save(run.settings)
         _say_what_is_trained(console, lm, materials, rows)
+        if why:
+            say(console, f"batches are {why}")
     if isinstance(loss, DirectPreference):
         loss = replace(loss, reference=_reference(lm.model, settings))
     generator = torch.Generator().manual_seed(settings.training.seed)
@@ -97,10 +101,7 @@ def _finetune(
     trainer = run_trainer(settings, lm, run, console, loss=loss, callbacks=callbacks, evaluate=evaluate)
     if resume:
         resume_newest(trainer, run, console)
-    tokens = settings.training.batch_size * settings.row_length
-    seed = settings.training.seed
-    streams = [grouped(part, tokens, seed) for part in rows.train]
-    trainer.fit(mixed(streams, [material.weight for material in materials], seed))
+    trainer.fit(batches)
     figures: dict[str, float] = {}
     if not trainer.interrupted:
         with Waiting(console, "measuring on all held-out records", lambda: 0.0):
@@ -158,12 +159,10 @@ def opened(settings: RunSettings, materials: Sequence[Material], run: RunDirecto
     return lm
 
 
-def _with_steps(settings: RunSettings, rows: Rows) -> RunSettings:
-    """Epochs as updates."""
+def _with_steps(settings: RunSettings, batches: int) -> RunSettings:
+    """Epochs of so many batches as updates."""
     if not settings.adapt.epochs:
         return settings
-    tokens = settings.training.batch_size * settings.row_length
-    batches = sum(len(grouped(part, tokens, 0)) for part in rows.train)
     training = replace(settings.training, steps=max(1, round(settings.adapt.epochs * batches)))
     return replace(settings, training=training)
 

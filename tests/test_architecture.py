@@ -47,10 +47,11 @@ MAY_IMPORT = {
         "",
     },
     "materials": {"core", "tokenizer", "data", "training", "examples", "live", "preparing", "tasks"},
+    "batching": {"core", "training", "materials"},
     "scoring": {"core", "engine", "evaluation", "live", "lm", "materials", "preparing"},
     "finetuning": {
         *("core", "tokenizer", "data", "model", "training", "interop", "evaluation", "examples", "live", "lm"),
-        *("materials", "recipes", "scoring", "tasks"),
+        *("batching", "materials", "recipes", "scoring", "tasks"),
     },
     "demo": {"core", "tokenizer", "data", "model", "training", "evaluation", "live", "lm", "recipes"},
     "planning": {"core", "tokenizer", "data", "training", "preparing", "recipes"},

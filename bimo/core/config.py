@@ -289,6 +289,9 @@ class AdaptSettings(Settings):
     on_long_row: Literal["cut", "skip", "stop"] = "skip"
     """What to do with a record that is longer than the context: report and skip it, cut the end of the text that is
     read (never the answer), or stop. But for stop, a long conversation becomes several."""
+    batches: Literal["auto", "grouped", "packed"] = "auto"
+    """grouped: a batch holds rows of one task and of like length. packed: several records in one row of the context
+    length, none of which sees another, and rows of all tasks side by side. auto: packed where it is less work."""
     general_text: list[str] = field(default_factory=list)
     """Text of another kind, to say how much of it the model has forgotten."""
     scored_answers: int = 64
