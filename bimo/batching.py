@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from bimo.core.config import RunSettings
 from bimo.core.errors import UserError
@@ -41,13 +41,13 @@ def with_batches(settings: RunSettings, rows: Rows, model: Any) -> tuple[RunSett
         raise UserError(f"rows cannot be packed: {against}", where="adapt.batches", mend=mend)
     if asked != "auto":
         return settings, ""
-    chosen, why = "grouped", against
+    chosen: Literal["grouped", "packed"] = "grouped"
+    why = against
     if not against:
         share = _work(rows, settings, model)
         chosen = "packed" if share < _WORTH else "grouped"
         why = f"packing would take {share:.2f} times the work of grouping by length"
-    adapt = replace(settings.adapt, batches=chosen)
-    return replace(settings, adapt=adapt), f"{chosen}: {why}"
+    return replace(settings, adapt=replace(settings.adapt, batches=chosen)), f"{chosen}: {why}"
 
 
 def batches_of(settings: RunSettings, rows: Rows, materials: Sequence[Material]) -> BatchStream:
