@@ -24,9 +24,9 @@ from bimo.data.decoding import TextStream
 from bimo.data.documents import Problem, UnreadableError
 from bimo.data.encodings import recognise
 from bimo.data.files import STANDARD_INPUT, ReadProgress, byte_chunks, find_files, kind_of, size_of
+from bimo.data.po import is_po
 from bimo.data.records import table_rows
 from bimo.data.tables import Broken, Row, jsonl_rows
-from bimo.data.po import is_po
 from bimo.data.tmx import is_tmx
 
 Format = Literal["auto", "text", "jsonl", "csv", "parquet"]

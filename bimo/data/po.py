@@ -1,6 +1,6 @@
 """Message catalogues of gettext (.po) as records, line by line.
 
-What counts is what a person has approved: fuzzy entries are left out and counted, obsolete ones (#~) and those without a
+What counts is what a person has approved: fuzzy entries are left out and told, obsolete ones (#~) and those without a
 translation are no records. An entry with plural forms becomes a record for each form that says the same: the singular
 with its form, the plural with all others. Codes of programs (%s, &File) stay as they are.
 """
