@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 import bimo
 from bimo import LM, UserError
 from bimo.cli import main
 from bimo.core.artifacts import read_jsonl
 from bimo.interop import load_adapter
+from bimo.live import Waiting
 from bimo.model.heads import LabelHead
 from bimo.model.lora import merge
+from bimo.scoring import _telling
 from bimo.tasks.naming import make_task
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "an", "old", "tree", "by", "water"]
@@ -311,3 +315,24 @@ def test_rows_that_cannot_be_packed_are_refused_and_by_auto_grouped(
     assert "rows cannot be packed" in capsys.readouterr().err
     assert main(["train", str(path), "--name", "auto"]) == 0
     assert "batches are grouped" in capsys.readouterr().out
+
+
+def test_a_head_of_labels_with_a_loss_of_preferences_is_refused(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "labels.jsonl"
+    data.write_text("\n".join(json.dumps({"text": f"{n} cat", "label": "ab"[n % 2]}) for n in range(30)))
+    adapt = {"base": str(base), "label_head": True}
+    training = {**TRAINING, "loss": "dpo(beta=0.1)"}
+    path = recipe(tmp_path, tasks=[entry(data, "classification")], adapt=adapt, training=training)
+    assert main(["train", str(path)]) == 2
+    assert "a head of labels has no answers to compare" in capsys.readouterr().err
+
+
+def test_the_answers_before_and_after_show_their_share(lm: LM) -> None:
+    out = io.StringIO()
+    waiting = Waiting(Console(file=out, width=200), "answering 4 records", lambda: 0.0)
+    waiting.shown = -1e9  # long ago
+    tell = _telling(waiting)
+    tell("scoring the targets", 0.5)
+    assert "answering 4 records: scoring the targets: 50%" in out.getvalue()

@@ -6,6 +6,7 @@ object that exists is valid.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -212,8 +213,8 @@ class TrainingSettings(Settings):
         found += filter(None, [_part_problem("callback", text) for text in self.callbacks])
         whole = ("micro_batch_size", "warmup_steps", "evaluate_every", "checkpoint_every", "sample_every", "threads")
         found += [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
-        if self.learning_rate <= 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
-            found.append("learning_rate must be positive and min_learning_rate between 0 and it")
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.min_learning_rate <= self.learning_rate:
+            found.append("learning_rate must be positive and finite, and min_learning_rate between 0 and it")
         if self.weight_decay < 0 or self.grad_clip < 0:
             found.append("weight_decay and grad_clip must not be negative")
         return found
