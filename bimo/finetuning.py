@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from bimo.batching import batches_of, with_batches
 from bimo.core import machine
 from bimo.core.artifacts import RunDirectory, append_jsonl
 from bimo.core.batch import Batch
@@ -26,6 +27,7 @@ from bimo.core.errors import UserError
 from bimo.evaluation.metrics import bits_per_byte, end_probability
 from bimo.examples.preview import preview
 from bimo.interop import save_adapter
+from bimo.interop.adapter_writing import names_of
 from bimo.live import Waiting
 from bimo.lm import LM, new
 from bimo.materials import Material, Rows, Telling, read_materials, rows_of, tokenizer_of
@@ -35,8 +37,8 @@ from bimo.model.lora import merge
 from bimo.recipes import Outcome, base_of, open_run, resume_newest, run_trainer, say, write_lineage
 from bimo.scoring import scores_of
 from bimo.tasks.classification import labels_of
+from bimo.tasks.naming import check_answer_length
 from bimo.training import Callback, Trainer, launch
-from bimo.training.grouping import grouped, mixed
 from bimo.training.losses import DirectPreference, LabelLoss, Loss, Preference, loss_by_name
 from bimo.training.losses.preference import Reference
 from bimo.training.pairs import PairRows
@@ -76,11 +78,21 @@ def _finetune(
     lm = opened(settings, materials, run, console)
     settings = replace(settings, model=lm.model.spec)
     loss = loss_by_name(settings.training.loss, {})
+    if settings.adapt.label_head and isinstance(loss, Preference):
+        raise UserError(
+            f"a head of labels has no answers to compare, and {settings.training.loss} compares two",
+            where="adapt.label_head",
+            mend="Leave out one of the two.",
+        )
     rows = rows_of(materials, lm.tokenizer, settings, told, in_pairs=isinstance(loss, Preference))
-    settings = _with_steps(settings, rows)
+    settings, why = with_batches(settings, rows, lm.model)
+    batches = batches_of(settings, rows, materials)
+    settings = _with_steps(settings, len(batches))
     if team.first:
         settings.save(run.settings)
-        _say_what_is_trained(console, lm, materials, rows)
+        _say_what_is_trained(console, lm, materials, rows, label_head=settings.adapt.label_head)
+        if why:
+            say(console, f"batches are {why}")
     if isinstance(loss, DirectPreference):
         loss = replace(loss, reference=_reference(lm.model, settings))
     generator = torch.Generator().manual_seed(settings.training.seed)
@@ -97,10 +109,7 @@ def _finetune(
     trainer = run_trainer(settings, lm, run, console, loss=loss, callbacks=callbacks, evaluate=evaluate)
     if resume:
         resume_newest(trainer, run, console)
-    tokens = settings.training.batch_size * settings.row_length
-    seed = settings.training.seed
-    streams = [grouped(part, tokens, seed) for part in rows.train]
-    trainer.fit(mixed(streams, [material.weight for material in materials], seed))
+    trainer.fit(batches)
     figures: dict[str, float] = {}
     if not trainer.interrupted:
         with Waiting(console, "measuring on all held-out records", lambda: 0.0):
@@ -130,6 +139,7 @@ def _choose_what_is_trained(model: Any, settings: RunSettings, generator: torch.
     """Freeze what stays, and add what is trained beside it; a head of labels is always trained."""
     adapt = settings.adapt
     if adapt.method == "lora":
+        names_of(model, adapt.base)  # not only at the end
         attach(model, adapt.rank, adapt.alpha, adapt.targets, adapt.dropout, generator)
     elif adapt.method == "frozen":
         model.requires_grad_(False)
@@ -155,15 +165,15 @@ def opened(settings: RunSettings, materials: Sequence[Material], run: RunDirecto
         lm = new(settings.model, tokenizer_of(settings, materials, run, console), seed=settings.training.seed)
     lm.tokenizer.save(run.path)
     lm.tasks = [material.task for material in materials]
+    for task in lm.tasks:
+        check_answer_length(task, lm.model.spec.context_length)
     return lm
 
 
-def _with_steps(settings: RunSettings, rows: Rows) -> RunSettings:
-    """Epochs as updates."""
+def _with_steps(settings: RunSettings, batches: int) -> RunSettings:
+    """Epochs of so many batches as updates."""
     if not settings.adapt.epochs:
         return settings
-    tokens = settings.training.batch_size * settings.row_length
-    batches = sum(len(grouped(part, tokens, 0)) for part in rows.train)
     training = replace(settings.training, steps=max(1, round(settings.adapt.epochs * batches)))
     return replace(settings, training=training)
 
@@ -184,7 +194,9 @@ def _reference(model: Any, settings: RunSettings) -> Reference:
     return read
 
 
-def _say_what_is_trained(console: Console, lm: LM, materials: Sequence[Material], rows: Rows) -> None:
+def _say_what_is_trained(
+    console: Console, lm: LM, materials: Sequence[Material], rows: Rows, *, label_head: bool
+) -> None:
     """Counts, and one row of each task with its trained tokens in colour."""
     for material, part in zip(materials, rows.train, strict=True):
         table = part.rows if isinstance(part, PairRows) else part
@@ -194,7 +206,8 @@ def _say_what_is_trained(console: Console, lm: LM, materials: Sequence[Material]
             f"{len(table):,} rows of {len(table.ids) / len(table):.0f} tokens, {table.trained.mean():.0%} trained",
         )
         ids, marks = (array[table.starts[0] : table.starts[1]].tolist() for array in (table.ids, table.trained))
-        console.print("[dim]read[/dim] and [bold green]trained[/bold green]:", preview(ids, marks, lm.tokenizer))
+        shown = preview(ids, marks, lm.tokenizer, labels_of([material.task]) if label_head else ())
+        console.print("[dim]read[/dim] and [bold green]trained[/bold green]:", shown)
 
 
 def _figures(lm: LM, parts: Sequence[TokenRows | PairRows], loss: Loss, most: int = 0) -> dict[str, float]:

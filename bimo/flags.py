@@ -8,7 +8,9 @@ one.
 from __future__ import annotations
 
 import argparse
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -22,8 +24,27 @@ from bimo.core.settings import Settings, field_names
 class Parser(jsonargparse.ArgumentParser):
     """jsonargparse's parser with errors for people."""
 
+    def parse_args(  # type: ignore[override]  # its two parents differ, too
+        self, args: Sequence[str] | None = None, *more: Any, **options: Any
+    ) -> jsonargparse.Namespace:
+        """As jsonargparse does; `--modules own.py` is a list of one."""
+        return super().parse_args(None if args is None else _with_lists(args, "--modules"), *more, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise UserError(*_explain(message, known_names(self)))
+
+
+def _with_lists(arguments: Sequence[str], flag: str) -> list[str]:
+    """The arguments, with a bare word behind a flag as the list that the flag takes."""
+    found: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if found and found[-1] == flag and not argument.startswith(("[", "-")):
+            argument = json.dumps([argument])
+        elif name == flag and equals and not value.startswith("["):
+            argument = f"{flag}={json.dumps([value])}"
+        found.append(argument)
+    return found
 
 
 def add_settings(parser: jsonargparse.ArgumentParser, settings: type[Settings], prefix: str = "") -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bimo.core.errors import UserError
 from bimo.engine import Engine, SamplingParams
-from bimo.evaluation.answering import Opened, answers_of
+from bimo.evaluation.answering import Opened, Tell, answers_of
 from bimo.evaluation.asking import spread
 from bimo.evaluation.judging import Judge
 from bimo.live import Waiting
@@ -47,8 +47,8 @@ def scores_of(
             say(console, f"no score of {task.name}: {error}")
             continue
         params = SamplingParams(max_tokens=task.max_tokens, temperature=0)
-        with Waiting(console, f"answering {len(examples)} records of {task.name}", lambda: 0.0):
-            answers = answers_of(opened, task, examples, params, lambda _stage, _share: None)
+        with Waiting(console, f"answering {len(examples)} records of {task.name}", lambda: 0.0) as waiting:
+            answers = answers_of(opened, task, examples, params, _telling(waiting))
         [(name, value)] = judge.judge("model", "model", answers).scores.items()
         key = f"{name} of {task.name}"
         found[f"{key} ({number})" if key in found else key] = value.value  # two directions have one name
@@ -56,3 +56,16 @@ def scores_of(
             said, wanted = (" ".join(text.split())[:100] for text in (answer, example.target))
             say(console, f"  it says: {said!r}; wanted: {wanted!r}")
     return found
+
+
+def _telling(waiting: Waiting) -> Tell:
+    """Shows the share of each stage: the answers, then the look at the targets."""
+    work = waiting.what
+
+    def tell(stage: str, share: float) -> None:
+        waiting.what = f"{work}: {stage}"
+        waiting.progress = lambda: share
+        waiting.tick()
+        waiting.what = work
+
+    return tell

@@ -50,10 +50,11 @@ MAY_IMPORT = {
     "families": {
         *("core", "tokenizer", "model", "training", "engine", "evaluation", "examples", "tasks", ""),
     },
+    "batching": {"core", "training", "materials"},
     "scoring": {"core", "engine", "evaluation", "live", "lm", "materials", "preparing"},
     "finetuning": {
         *("core", "tokenizer", "data", "model", "training", "interop", "evaluation", "examples", "live", "lm"),
-        *("materials", "recipes", "scoring", "tasks"),
+        *("batching", "materials", "recipes", "scoring", "tasks"),
     },
     "demo": {"core", "tokenizer", "data", "model", "training", "evaluation", "live", "lm", "recipes"},
     "planning": {"core", "tokenizer", "data", "training", "preparing", "recipes"},

@@ -221,3 +221,49 @@ def test_demo_runs_on_a_folder_with_broken_files(tmp_path: Path, texts: list[str
     assert "c.txt" in done.stdout, "the binary file is named"
     assert "d.jsonl, line 2" in done.stdout, "the broken row is named"
     assert "5-gram" in done.stdout, "the floors are shown"
+
+
+def test_a_prompt_that_begins_like_a_flag_says_how_it_is_written(trained: Path) -> None:
+    wrong = run_here(trained, "generate", "runs/first", "-hello")
+    assert wrong.returncode == 2
+    assert "bimo generate MODEL -- -hello" in wrong.stderr
+    assert run_here(trained, "generate", "runs/first", "--max_tokens", "2", "--", "-hello").returncode == 0
+    number = run_here(trained, "generate", "runs/first", "a", "--max_tokens", "-1").stderr
+    assert "max_tokens must be at least 1" in number, "a number below 0 is no prompt"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_behind_the_output_is_one_sentence(trained: Path) -> None:
+    for arguments in (["generate", "runs/first", "a"], ["--help"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "bimo.cli", *arguments], cwd=trained, stdout=full, stderr=subprocess.PIPE,
+                text=True, timeout=120, check=False, env={**os.environ, "PYTHONUNBUFFERED": ""},
+            )  # fmt: skip
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert "the output cannot be written" in done.stderr
+
+
+def test_a_terminal_that_cannot_show_a_character_is_one_sentence(trained: Path) -> None:
+    words = ["generate", "runs/first", "一只", "--max_tokens", "20", "--temperature", "2", "--seed"]
+    command = [sys.executable, "-m", "bimo.cli", *words]
+    for seed in range(5):
+        done = subprocess.run(
+            [*command, str(seed)], cwd=trained, capture_output=True, text=True, timeout=120, check=False,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        if done.returncode:
+            break
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "the output is ascii, which cannot show" in done.stderr
+
+
+def test_a_bare_name_behind_modules_is_a_list_of_one(trained: Path) -> None:
+    (trained / "own.py").write_text("import bimo\n\nprint('it was run')\n")
+    done = run(trained, "generate", "runs/first", "a", "--modules", "own.py", "--max_tokens", "2")
+    assert done.returncode == 0, done.stderr
+    assert "it was run" in done.stdout
+    again = run(trained, "generate", "runs/first", "a", '--modules=["own.py"]', "--max_tokens", "2")
+    assert "it was run" in again.stdout, "as before"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 import bimo
 from bimo import LM, UserError
 from bimo.cli import main
 from bimo.core.artifacts import read_jsonl
 from bimo.interop import load_adapter
+from bimo.live import Waiting
 from bimo.model.heads import LabelHead
 from bimo.model.lora import merge
+from bimo.scoring import _telling
 from bimo.tasks.naming import make_task
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "an", "old", "tree", "by", "water"]
@@ -264,3 +269,70 @@ def test_what_knows_no_base_and_no_tasks_says_so(
     parts = {"tasks": [entry(data)]} if with_tasks else {"adapt": {"base": str(base)}, "data": {"paths": [str(data)]}}
     assert main(["train", str(recipe(tmp_path, **parts)), *flags]) == 2
     assert said in capsys.readouterr().err
+
+
+def completions(path: Path, count: int, first: int = 0) -> Path:
+    """Records of some 8 to 30 tokens."""
+    rows = [{"prompt": f"{n} cat " * (1 + n % 4), "completion": f" sat on {n}"} for n in range(first, first + count)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_packed_batches_of_several_tasks_train_and_resume_exactly(tmp_path: Path, base: Path) -> None:
+    tasks = [
+        entry(completions(tmp_path / "some.jsonl", 60), "completion", weight=2.0),
+        entry(completions(tmp_path / "more.jsonl", 40, 60), "completion"),
+    ]
+    training = {**TRAINING, "optimizer": "adamw", "learning_rate": 0.01, "checkpoint_every": 2, "keep_checkpoints": 9}
+    training |= {"steps": 6, "micro_batch_size": 1, "batch_size": 3}
+    adapt = {"base": str(base), "method": "lora", "rank": 2, "batches": "packed", "scored_answers": 0}
+    path = recipe(tmp_path, tasks=tasks, adapt=adapt, training=training)
+    assert main(["train", str(path)]) == 0
+    run = tmp_path / "runs" / "it"
+    whole = bimo.load(run).model.state_dict()
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    shutil.rmtree(run / "model")
+    assert main(["train", "--resume", str(run)]) == 0
+    again = bimo.load(run).model.state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", ["label head", "preferences"])
+def test_rows_that_cannot_be_packed_are_refused_and_by_auto_grouped(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [
+        {"text": f"{n} cat", "label": "ab"[n % 2], "prompt": f"{n} cat", "chosen": "sat", "rejected": "mat"}
+        for n in range(40)
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    training = {**TRAINING, "loss": "simpo"} if kind == "preferences" else TRAINING
+    adapt = {"base": str(base), "label_head": kind == "label head"}
+    task = "preference" if kind == "preferences" else "classification"
+    path = recipe(tmp_path, tasks=[entry(data, task)], adapt=adapt, training=training)
+    assert main(["train", str(path), "--adapt.batches", "packed"]) == 2
+    assert "rows cannot be packed" in capsys.readouterr().err
+    assert main(["train", str(path), "--name", "auto"]) == 0
+    assert "batches are grouped" in capsys.readouterr().out
+
+
+def test_a_head_of_labels_with_a_loss_of_preferences_is_refused(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "labels.jsonl"
+    data.write_text("\n".join(json.dumps({"text": f"{n} cat", "label": "ab"[n % 2]}) for n in range(30)))
+    adapt = {"base": str(base), "label_head": True}
+    training = {**TRAINING, "loss": "dpo(beta=0.1)"}
+    path = recipe(tmp_path, tasks=[entry(data, "classification")], adapt=adapt, training=training)
+    assert main(["train", str(path)]) == 2
+    assert "a head of labels has no answers to compare" in capsys.readouterr().err
+
+
+def test_the_answers_before_and_after_show_their_share(lm: LM) -> None:
+    out = io.StringIO()
+    waiting = Waiting(Console(file=out, width=200), "answering 4 records", lambda: 0.0)
+    waiting.shown = -1e9  # long ago
+    tell = _telling(waiting)
+    tell("scoring the targets", 0.5)
+    assert "answering 4 records: scoring the targets: 50%" in out.getvalue()

@@ -24,6 +24,7 @@ from bimo.data.decoding import TextStream
 from bimo.data.documents import Problem, UnreadableError
 from bimo.data.encodings import recognise
 from bimo.data.files import STANDARD_INPUT, ReadProgress, byte_chunks, find_files, kind_of, size_of
+from bimo.data.po import is_po
 from bimo.data.records import table_rows
 from bimo.data.tables import Broken, Row, jsonl_rows
 from bimo.data.tmx import is_tmx
@@ -71,9 +72,10 @@ class Inputs:
         if self.format not in get_args(Format):
             raise UserError(f"it must be one of {', '.join(get_args(Format))}", where="--format", mend="Choose one.")
         for file in find_files(self.paths or ["-"]):
-            if is_tmx(file):
-                mend = "Give .txt, .md, .jsonl, .csv or .parquet files; bimo train learns from .tmx files."
-                raise UserError("a translation memory holds translations already", where=str(file), mend=mend)
+            if is_tmx(file) or is_po(file):
+                kind = "translation memory" if is_tmx(file) else "message catalogue"
+                mend = "Give .txt, .md, .jsonl, .csv or .parquet files; bimo train learns from .tmx and .po files."
+                raise UserError(f"a {kind} holds translations already", where=str(file), mend=mend)
             self.files.append((file, kind_of(file) if self.format == "auto" else self.format))
         if len({kind == "text" for _, kind in self.files}) > 1:
             raise UserError("there are both documents and records", where="input", mend="Give one kind at a time.")

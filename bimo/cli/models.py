@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bimo.cli.options import add_model, generation, load_model, make_console, make_parser, print_now, show_stage
+from bimo.core.errors import UserError
 from bimo.core.registry import import_modules
 
 if TYPE_CHECKING:
@@ -18,11 +20,29 @@ def generate(arguments: list[str]) -> int:
     def add(parser: Parser) -> None:
         parser.add_argument("prompt", type=str, nargs="?", default="", help="How the text begins.")
 
+    _check_prompt(arguments)
     options, sampling, lm = generation("generate", generate, arguments, add)
     for piece in lm.stream(options.prompt, **sampling):
         print(piece, end="", flush=True)
     print()
     return 0
+
+
+def _check_prompt(arguments: list[str]) -> None:
+    """A text that begins with - is taken for a flag, and flags of one letter there are none."""
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    before = ["", *flags]  # what follows a flag may be a number below 0
+    odd = next((a for b, a in zip(before, flags, strict=False) if _is_text(a) and not b.startswith("--")), None)
+    if odd is not None:
+        raise UserError(
+            f"{odd!r} begins like a flag, and there is none of that name",
+            where="prompt",
+            mend=f"A prompt that begins with - stands behind two: bimo generate MODEL -- {shlex.quote(odd)}",
+        )
+
+
+def _is_text(argument: str) -> bool:
+    return argument.startswith("-") and not argument.startswith("--") and argument not in ("-h", "-")
 
 
 def verify(arguments: list[str]) -> int:
@@ -85,6 +105,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--output", type=str, default="", help="A folder for the page and the data. Default: evaluate/…"
     )
+    from bimo.engine.settings import EngineSettings
     from bimo.evaluation.certificate import check_output
     from bimo.evaluation.evaluate import EvaluationSettings
     from bimo.evaluation.evaluate import evaluate as run
@@ -92,6 +113,7 @@ def evaluate(arguments: list[str]) -> int:
     from bimo.flags import add_settings, settings_values
 
     add_settings(parser, EvaluationSettings)
+    add_settings(parser, EngineSettings, "engine.")
     options = parser.parse_args(arguments)
     import_modules(options.modules)
     values = EvaluationSettings.from_dict(settings_values(options, EvaluationSettings)).to_dict()
@@ -99,7 +121,7 @@ def evaluate(arguments: list[str]) -> int:
     check_output(output)
     found = run(
         options.model, options.data, options.task, train=options.train, against=options.against,
-        on_progress=show_stage, **values,
+        on_progress=show_stage, engine=EngineSettings.from_dict(options.engine.as_dict()), **values,
     )  # fmt: skip
     page = found.save(output)
     console = make_console()

@@ -115,6 +115,9 @@ def generation(
     add(parser)
     add_settings(parser, SamplingParams)
     add_settings(parser, EngineSettings, "engine.")
+    if "--" in arguments:  # what stands behind it, and what before any flag, have to stand together
+        named, flags = _apart(parser, arguments)
+        arguments = [*flags, "--", *named]
     options = parser.parse_args(arguments)
     sampling = SamplingParams.from_dict(settings_values(options, SamplingParams)).to_dict()
     engine = EngineSettings.from_dict(options.engine.as_dict())
@@ -125,6 +128,12 @@ def generation(
 
 def positionals_first(parser: Parser, arguments: list[str]) -> list[str]:
     """The arguments with those that are no flags, nor belong to one, in front: `MODEL --to de FILE` works, too."""
+    named, flags = _apart(parser, arguments)
+    return [*named, *flags]
+
+
+def _apart(parser: Parser, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments that are no flags, nor belong to one, and the others."""
     without_value = {flag for action in parser._actions if action.nargs == 0 for flag in action.option_strings}
     named: list[str] = []
     flags: list[str] = []
@@ -138,7 +147,7 @@ def positionals_first(parser: Parser, arguments: list[str]) -> list[str]:
                 flags += [value for value in [next(waiting, None)] if value is not None]
         else:
             named.append(argument)
-    return [*named, *flags]
+    return named, flags
 
 
 def add_model(parser: Parser) -> None:

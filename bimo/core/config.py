@@ -6,6 +6,7 @@ object that exists is valid.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -212,8 +213,8 @@ class TrainingSettings(Settings):
         found += filter(None, [_part_problem("callback", text) for text in self.callbacks])
         whole = ("micro_batch_size", "warmup_steps", "evaluate_every", "checkpoint_every", "sample_every", "threads")
         found += [f"{n} must not be negative, is {getattr(self, n)}" for n in whole if getattr(self, n) < 0]
-        if self.learning_rate <= 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
-            found.append("learning_rate must be positive and min_learning_rate between 0 and it")
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.min_learning_rate <= self.learning_rate:
+            found.append("learning_rate must be positive and finite, and min_learning_rate between 0 and it")
         if self.weight_decay < 0 or self.grad_clip < 0:
             found.append("weight_decay and grad_clip must not be negative")
         return found
@@ -289,6 +290,9 @@ class AdaptSettings(Settings):
     on_long_row: Literal["cut", "skip", "stop"] = "skip"
     """What to do with a record that is longer than the context: report and skip it, cut the end of the text that is
     read (never the answer), or stop. But for stop, a long conversation becomes several."""
+    batches: Literal["auto", "grouped", "packed"] = "auto"
+    """grouped: a batch holds rows of one task and of like length. packed: several records in one row of the context
+    length, none of which sees another, and rows of all tasks side by side. auto: packed where it is less work."""
     general_text: list[str] = field(default_factory=list)
     """Text of another kind, to say how much of it the model has forgotten."""
     scored_answers: int = 64

@@ -224,8 +224,12 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
         kind: attention, feedforward, norm, positions, optimizer, loss, callback, task, metric or floor.
         name: Its name; one that bimo, an installed package or another file already uses is refused.
     """
-    if kind not in REGISTRIES:
-        raise UserError(f"unknown kind {kind!r}{nearest(kind, REGISTRIES)}", mend=f"Known: {', '.join(REGISTRIES)}.")
+    if not isinstance(kind, str) or kind not in REGISTRIES:
+        hint = nearest(str(kind), REGISTRIES)
+        raise UserError(f"unknown kind {kind!r}{hint}", mend=f"Known: {', '.join(REGISTRIES)}.")
+    if not isinstance(name, str) or not name.strip() or "(" in name:
+        mend = f'For example @bimo.register("{kind}", "mine").'
+        raise UserError(f"the name of a {kind} module must be a text without parentheses, is {name!r}", mend=mend)
     registry = REGISTRIES[kind]
 
     def keep(part: Part) -> Part:

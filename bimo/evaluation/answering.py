@@ -57,32 +57,32 @@ class Opened:
     head: LabelHead | None = None
 
 
-def open_for_answers(model: Model | str | Path) -> Opened:
-    """The model, read from its path if that is given, with an engine.
+def open_for_answers(model: Model | str | Path, settings: EngineSettings | None = None) -> Opened:
+    """The model, read from its path if that is given, with an engine; one that is open brings settings of its own.
 
     Raises:
         UserError: There is no such model, or it knows no text.
     """
     if isinstance(model, (str, Path)):
-        return _open_path(model)
+        return _open_path(model, settings)
     if not isinstance(getattr(model, "model", None), GPT):
         what = f"a model is evaluated with its tokenizer, this is {type(model).__name__}"
         raise UserError(what, mend="Give a bimo.LM or the path of a model.")
-    settings: EngineSettings | None = getattr(model, "engine_settings", None)
+    settings = getattr(model, "engine_settings", None) or settings
     name = "model" if model.source is None else _name(model.source)
     tasks: Sequence[Task] = getattr(model, "tasks", [])
     head: LabelHead | None = getattr(model, "label_head", None)
     return Opened(Engine(model.model, model.tokenizer, settings), model.tokenizer, name, tasks, head)
 
 
-def _open_path(path: str | Path) -> Opened:
+def _open_path(path: str | Path, settings: EngineSettings | None) -> Opened:
     source = find_model(path)
     gpt, tokenizer = open_model(source)
     if tokenizer is None:
         raise UserError("this model came without a tokenizer", where=str(source), mend="Put one into its folder.")
     tasks = saved_tasks(source) if source.is_dir() else []
     head = load_head(source, gpt.spec.d_model, len(labels_of(tasks))) if source.is_dir() else None
-    return Opened(Engine(gpt, tokenizer), tokenizer, _name(Path(path)), tasks, head)
+    return Opened(Engine(gpt, tokenizer, settings), tokenizer, _name(Path(path)), tasks, head)
 
 
 def _name(path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bimo.core.errors import UserError
 from bimo.tasks import Task, TaskExample, make_task, task_of
 from bimo.tasks.records import read_examples
+from bimo.tasks.unknown import UnknownTask
 
 Data = str | Path | Sequence[str | Path] | Sequence[Mapping[str, object]]
 
@@ -38,6 +39,13 @@ def choose_task(task: str | Task, own: Sequence[Task]) -> Task:
     Raises:
         UserError: There is no such task, or it is not clear which one is meant.
     """
+    chosen = _chosen(task, own)
+    if isinstance(chosen, UnknownTask):
+        chosen.refuse()
+    return chosen
+
+
+def _chosen(task: str | Task, own: Sequence[Task]) -> Task:
     if not isinstance(task, str):
         return make_task(task)
     if not task:

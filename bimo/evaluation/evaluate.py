@@ -19,7 +19,7 @@ import numpy as np
 
 import bimo
 from bimo.core.settings import Settings
-from bimo.engine import SamplingParams
+from bimo.engine import EngineSettings, SamplingParams
 from bimo.evaluation.answering import Model, Opened, Tell, answers_of, open_for_answers
 from bimo.evaluation.asking import Asked, Data, choose_task, examples_from, spread
 from bimo.evaluation.judging import Contender, Judge, quality
@@ -27,6 +27,7 @@ from bimo.evaluation.outcome import Evaluation, Measure, identity
 from bimo.evaluation.rivals import Others, floors_for, named_apart, others_for
 from bimo.evaluation.significance import ROUNDS
 from bimo.tasks import Metric, Task, TaskExample, task_of
+from bimo.tasks.naming import check_answer_length
 
 _PACKAGES = ("sacrebleu", "scikit-learn", "numpy")
 
@@ -76,6 +77,7 @@ def evaluate(
     train: Data = (),
     against: Others = (),
     on_progress: Tell = lambda stage, share: None,
+    engine: EngineSettings | None = None,
     **options: Any,
 ) -> Evaluation:
     """Measure how well a model does a task.
@@ -87,6 +89,7 @@ def evaluate(
         train: Training rows, for the floors: paths or records.
         against: Other models, or evaluation.json files of earlier runs, to compare with.
         on_progress: Told of the stage and the share of it that is done.
+        engine: How a model that is given by its path is run.
         options: Fields of `EvaluationSettings`: limit, fields, beams, length_penalty, metrics, floors and more.
 
     Returns:
@@ -96,8 +99,9 @@ def evaluate(
         UserError: A model, a file, a task, a metric or a setting cannot be used.
     """
     settings = EvaluationSettings.from_dict(options)
-    opened = open_for_answers(model)
+    opened = open_for_answers(model, engine)
     chosen, asked, training, notes = _prepared(choose_task(task, opened.tasks), data, train, settings)
+    check_answer_length(chosen, opened.engine.model.spec.context_length)
     judge = Judge(_metrics_of(chosen, settings), asked.examples, settings.rounds, settings.seed)
     params = _params(chosen, settings)
     names = [name for given in settings.floors for name in (chosen.floors if given == "task" else [given])]

@@ -38,24 +38,25 @@ def conversation_rows(
         ) from error
     if all(whole[: len(ids)] == ids for ids, _ in turns):
         marks = bytearray(len(whole))
-        for ids, trained in turns:
-            marks[: len(ids)] = bytes(a | b for a, b in zip(marks, trained, strict=False))
+        for ids, start in turns:
+            marks[start : len(ids)] = b"\1" * (len(ids) - start)
         yield whole, bytes(marks)
     else:
-        yield from turns
+        yield from ((ids, b"\0" * start + b"\1" * (len(ids) - start)) for ids, start in turns)
 
 
-def _turn(messages: Sequence[Message], number: int, tokenizer: Tokenizer, whole: list[int]) -> tuple[list[int], bytes]:
-    """The conversation up to an assistant's message, and which ids are that message's; `whole`: all of it."""
+def _turn(messages: Sequence[Message], number: int, tokenizer: Tokenizer, whole: list[int]) -> tuple[list[int], int]:
+    """The conversation with an assistant's message, and where that message's ids begin; `whole`: all of it."""
     before = tokenizer.encode_chat(messages[:number], add_generation_prompt=True) if number else []
     last = number + 1 == len(messages)
     ids = whole if last else tokenizer.encode_chat(messages[: number + 1], add_generation_prompt=False)
-    if not before or ids[: len(before)] != before:
+    start, end = len(before), len(ids)
+    if not before or ids[:start] != before:
         raise UserError(
             f"it cannot be seen which tokens are the assistant's in message {number + 1}: the chat template opens the "
             "turn otherwise than it writes it",
             mend="Begin with another role, and give the assistant's text without blank lines around it.",
         )
-    ends = [place for place in range(len(before), len(ids)) if ids[place] in tokenizer.end_ids]
-    end = ends[-1] + 1 if ends else len(ids)  # what follows the end of the turn is never generated
-    return ids[:end], b"\0" * len(before) + b"\1" * (end - len(before))
+    while end > start and ids[end - 1] not in tokenizer.end_ids:  # what follows the end of the turn is never generated
+        end -= 1
+    return (ids[:end] if end > start else ids), start

@@ -180,7 +180,7 @@ class TaskRows:
         system = turns[:1] if turns[0]["role"] == "system" else []
         turns = turns[len(system) :]
         sizes = [0, *accumulate(self._sizes(turns))]
-        start = count = 0
+        start = count = skipped = 0
         while start < len(turns):
             end, best = len(turns), list[Marked]()
             ends = [n + 1 for n in range(start + 1, len(turns)) if turns[n]["role"] == "assistant"]
@@ -196,9 +196,13 @@ class TaskRows:
                 yield from best
                 count, start = count + 1, end
             else:
-                start = ends[0] if ends else len(turns)
+                following = ends[0] if ends else len(turns)
+                skipped, start = skipped + following - start, following
         if count:
             self._count("split", example, f"{what}: it becomes {count} conversations")
+            if skipped:
+                fits = f"{skipped} of its {len(turns)} turns fit into none of them, and are left out"
+                self._count("turns left out", example, fits)
         else:
             self._left_out(example, f"{what}, and no turn of it fits")
 

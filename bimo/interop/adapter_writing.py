@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from bimo.core.artifacts import write_folder
 from bimo.core.errors import UserError
 from bimo.core.json_files import read_json
-from bimo.interop.families import FAMILIES, PLAIN
+from bimo.interop.families import FAMILIES, PLAIN, Family
+from bimo.interop.gguf_file import read_gguf
 from bimo.interop.tensors import TensorNames
 from bimo.model.gpt import GPT
 from bimo.model.lora import Adapter, LowRank
@@ -30,15 +33,16 @@ def save_adapter(folder: Path, model: GPT, adapter: Adapter, base: str = "") -> 
         folder: Where to; a folder that holds other things is not replaced.
         model: The model that it belongs to.
         adapter: The adapter.
-        base: The model's name, or its folder: then the names are those of that folder's family.
+        base: The model's name, its folder or its file: then the names are those of its family. "": those under which
+            the model itself is exported.
 
     Raises:
-        UserError: It does not fit the model, or cannot be written.
+        UserError: It does not fit the model, or cannot be written, or nobody knows the base's names.
     """
     adapter.check(model)
     if not adapter.parts:
         raise UserError("the adapter changes nothing", where=f"adapter {adapter.name!r}", mend="Train one first.")
-    names = _names(model, Path(base) / "config.json")
+    names = names_of(model, base)
     modules: dict[str, list[str]] = {}
     for path in adapter.parts:
         modules.setdefault(names.theirs(f"{path}.weight").removesuffix(".weight"), []).append(path)
@@ -54,13 +58,52 @@ def save_adapter(folder: Path, model: GPT, adapter: Adapter, base: str = "") -> 
         (target / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _names(model: GPT, config: Path) -> TensorNames:
-    """The names in the base's folder where there is one, else those that the model is exported with."""
-    fitting = [family for family in FAMILIES if family.says(model.spec)]
-    kind = read_json(config).get("model_type") if config.is_file() else None
-    family = next((family for family in fitting if family.model_type == kind), [*fitting, PLAIN][0])
+def names_of(model: GPT, base: str) -> TensorNames:
+    """The names of a base's family; without a base, those that the model is exported with.
+
+    Raises:
+        UserError: Several families compute what the model does under other names, and the base does not say which.
+    """
+    fitting = [family for family in FAMILIES if family.says(model.spec)] or [PLAIN]
     shapes = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False)}
-    return TensorNames(family, model.spec, shapes)
+    kind = _kind_of(base)
+    fitting = [PLAIN] if kind == PLAIN.model_type else fitting
+    own = [f for f in fitting if f.model_type == kind] or [f for f in fitting if _is_kind(f, kind)] or fitting
+    tables = [TensorNames(family, model.spec, shapes) for family in own]
+    layers = [name for name in shapes if name.startswith("layers.") and name.endswith(".weight")]
+    ways = {(table.family.transposed, *map(table.theirs, layers)) for table in tables}
+    if base and len(ways) > 1:
+        known = ", ".join(family.model_type for family in fitting)
+        raise UserError(
+            f"the adapter's layers have other names in each of {known}, and the base does not say which it is",
+            where=base,
+            mend="Name the base by its folder, with config.json.",
+        )
+    return tables[0]
+
+
+def _kind_of(base: str) -> str:
+    """What a run, a model's folder, a .gguf file or a hub name with a local copy says of its family; "": nothing."""
+    if not base:
+        return ""
+    path = Path(base)
+    if path.is_file() and path.suffix == ".gguf":
+        with contextlib.suppress(UserError):
+            return str(read_gguf(path).metadata.get("general.architecture", ""))
+    configs = [path / "model" / "config.json", path / "config.json"]
+    if not path.exists() and importlib.util.find_spec("huggingface_hub") is not None:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        with contextlib.suppress(HFValidationError):
+            configs.append(Path(str(try_to_load_from_cache(base, "config.json"))))
+    config = next((file for file in configs if file.is_file()), None)
+    return str(read_json(config).get("model_type", "")) if config else ""
+
+
+def _is_kind(family: Family, kind: str) -> bool:
+    """Whether it is the family that GGUF files call so: gemma3 is gemma3_text there."""
+    return bool(kind) and family.model_type.replace("_", "").startswith(kind)
 
 
 def _joined(model: GPT, names: TensorNames, adapter: Adapter, paths: list[str]) -> LowRank:

@@ -9,6 +9,7 @@ from typing import Any
 from bimo.core.errors import UserError
 from bimo.core.registry import REGISTRIES, made_part, name_and_parameters
 from bimo.tasks.task import Task
+from bimo.tasks.unknown import UnknownTask
 
 
 def make_task(text: str | Task) -> Task:
@@ -25,7 +26,22 @@ def make_task(text: str | Task) -> Task:
     missing = [part for part in ("examples", "answer", "settled", "metrics", "floors") if not hasattr(task, part)]
     if missing:
         raise UserError(f"{type(task).__name__} is no task: it has no {missing[0]}", where=f"task: {text}", mend=_MEND)
+    length = getattr(task, "max_tokens", None)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        what = f"max_tokens must be a whole number from 1 on, is {length!r}"
+        raise UserError(what, where=f"task: {text}", mend="It is how long an answer may be.")
     return task  # type: ignore[no-any-return]  # just looked at
+
+
+def check_answer_length(task: Task, context_length: int) -> None:
+    """An answer for whose length somebody has asked fits into the context; what a task brings itself is shortened.
+
+    Raises:
+        UserError: It does not.
+    """
+    if task.max_tokens >= context_length and task.max_tokens != getattr(type(task), "max_tokens", None):
+        what = f"an answer may have {task.max_tokens} tokens, and the model sees {context_length} in all"
+        raise UserError(what, where=f"task: {task_of(task)}", mend="Give a smaller max_tokens.")
 
 
 _MEND = "See docs/tasks.md: a task of your own is one class with examples, answer and metrics."
@@ -33,6 +49,8 @@ _MEND = "See docs/tasks.md: a task of your own is one class with examples, answe
 
 def task_of(task: Task) -> str:
     """The text that `make_task` makes the same task of."""
+    if isinstance(task, UnknownTask):
+        return task.text
     if not is_dataclass(task):
         return task.name
     given = [(f.name, getattr(task, f.name), _default(f)) for f in fields(task) if f.init]

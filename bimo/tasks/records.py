@@ -11,6 +11,7 @@ from bimo.core.config import DataSettings
 from bimo.core.errors import UserError
 from bimo.data.documents import Problem, ProblemHandler, UnreadableError
 from bimo.data.files import find_files, kind_of
+from bimo.data.po import is_po, po_rows
 from bimo.data.readers import read_documents
 from bimo.data.records import table_rows
 from bimo.data.tables import Broken, Row
@@ -60,16 +61,18 @@ def records_of(
 ) -> Iterator[tuple[Problem, Mapping[str, object]]]:
     """Each record with its place, which says nothing else; a document of plain text has the one field "text".
 
-    Of a translation memory (.tmx) the units in `languages`, source and target; None: whichever come first.
+    Of a translation memory (.tmx) or a message catalogue (.po) those in `languages`, source and target; None: whichever
+    come first.
     """
     files = find_files(paths, tell)
-    plain = [str(file) for file in files if kind_of(file) == "text" and not is_tmx(file)]
+    plain = [str(file) for file in files if kind_of(file) == "text" and not (is_tmx(file) or is_po(file))]
     if plain:
         for document in read_documents(plain, DataSettings(), tell):
             yield Problem(document.file, document.row, ""), {"text": document.text}
     for file in files:
-        if is_tmx(file):
-            yield from _table_records(file, tmx_rows(file, languages), tell)
+        if is_tmx(file) or is_po(file):
+            pairs = tmx_rows if is_tmx(file) else po_rows
+            yield from _table_records(file, pairs(file, languages), tell)
         elif kind_of(file) != "text":
             yield from _table_records(file, table_rows(file), tell)
 

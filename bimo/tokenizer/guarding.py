@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,8 @@ from bimo.tokenizer.bpe import JoinedMerges, halves
 
 MOST_GROWTH, MOST_STEPS, LONGEST_INSERT = 128.0, 32, 64
 """The longest known text becomes 18 times as long, by T5's and XLM-R's table of characters."""
+_KEPT_PARTS, _LONGEST_PART = 512, 2**14
+"""Texts between control tokens whose ids are kept, and their characters."""
 _FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
@@ -45,13 +49,42 @@ class GuardedTokenizer:
         found = {name: self.library.token_to_id(names.get(name, name) if not marked else name) for name in added}
         moved = next((name for name, i in found.items() if i != added[name]), None)
         self._ids = {found[name]: i for name, i in added.items()} if names and marked else {}
+        self._borders = _borders(content) if marked else None
+        self._part = functools.lru_cache(_KEPT_PARTS)(self._whole)
         if moved is not None and not self._ids:
             raise ValueError(f"the added token {moved!r} has the id {added[moved]}, where {found[moved]} would follow")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text."""
+        """Ids of a text.
+
+        Between control tokens nothing depends on what is beyond them, and a template writes the same texts there again
+        and again: their ids are kept.
+        """
+        if self._borders is None:
+            return self._whole(text)
+        ids: list[int] = []
+        for part in filter(None, self._borders.split(text)):
+            ids += self._part(part) if len(part) < _LONGEST_PART else self._whole(part)
+        return ids
+
+    def _whole(self, text: str) -> list[int]:
         ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         return [self._ids.get(i, i) for i in ids] if self._ids else ids
+
+
+def _borders(content: dict[str, Any]) -> re.Pattern[str] | None:
+    """Finds the tokens that `tokenizers` cuts out of a text before anything else is done to it: from the left, the
+    longest that begins there.
+
+    None: they reach beyond themselves, or the first piece of a text is treated otherwise than one behind a token.
+    """
+    added = [token for token in content.get("added_tokens") or [] if not token.get("normalized")]
+    reaching = any(token.get(flag) for token in added for flag in ("single_word", "lstrip", "rstrip"))
+    first = [step for step in _steps(content.get("pre_tokenizer")) if step["type"] == "Metaspace"]
+    if not added or reaching or any(step.get("prepend_scheme", "always") == "first" for step in first):
+        return None
+    names = sorted((token["content"] for token in added if token["content"]), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, names))})")
 
 
 def check_growth(content: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ class Environment(ImmutableSandboxedEnvironment):
             **{name: self.globals[name] for name in ("range", "dict")},
             "namespace": _Namespace,
             "raise_exception": _raise_exception,
-            "strftime_now": lambda form: datetime.now().strftime(str(form)[:100]),
+            "strftime_now": now,
         }
 
     def bounded(self, source: str) -> nodes.Template:
@@ -165,9 +165,13 @@ class Environment(ImmutableSandboxedEnvironment):
         tree = self.parse(source)
         if (count := _count(tree)) > MOST_NODES:
             raise jinja2.TemplateError(f"it has {count} parts, more than {MOST_NODES}")
-        tree = _Bound().visit(tree)
+        tree = self.binding().visit(tree)
         tree.set_environment(self)
         return tree
+
+    def binding(self) -> NodeTransformer:
+        """What lets a syntax tree ask."""
+        return Bound()
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may look at an attribute: of text, tables and numbers only at the harmless ones."""
@@ -195,7 +199,7 @@ class Environment(ImmutableSandboxedEnvironment):
         """A call that spends, and whose arguments and result are checked."""
         self.budget.spend(0)
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if owner is self:  # what `_Bound` has put there
+        if owner is self:  # what `Bound` has put there
             return obj(*args)
         if isinstance(owner, str) and name == "replace":
             obj, args = self._replace, (owner, *args)
@@ -284,14 +288,14 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _Bound(NodeTransformer):
+class Bound(NodeTransformer):
     """Lets loops, macros, lists, slices, comparisons, concatenations and captured blocks ask the budget."""
 
     def visit_For(self, node: Any) -> Any:  # noqa: N802  # Jinja calls it by the node's name
         """Spend at the beginning of each round what the body writes by itself."""
         size = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_call("_spend", nodes.Const(size))))
+        node.body.insert(0, nodes.ExprStmt(attribute_call("_spend", nodes.Const(size))))
         return node
 
     visit_Macro = visit_CallBlock = visit_For  # noqa: N815
@@ -299,12 +303,12 @@ class _Bound(NodeTransformer):
     def visit_Concat(self, node: Any) -> Any:  # noqa: N802
         """a ~ b."""
         self.generic_visit(node)
-        return _call("_concatenate", *node.nodes)
+        return attribute_call("_concatenate", *node.nodes)
 
     def visit_List(self, node: Any) -> Any:  # noqa: N802
         """[a, b] and {a: b}: what is in them may hold the same again and again."""
         self.generic_visit(node)
-        return node if all(isinstance(item, nodes.Const) for item in node.items) else _call("_checked", node)
+        return node if all(isinstance(item, nodes.Const) for item in node.items) else attribute_call("_checked", node)
 
     visit_Dict = visit_List  # noqa: N815
 
@@ -315,14 +319,14 @@ class _Bound(NodeTransformer):
     def visit_Getitem(self, node: Any) -> Any:  # noqa: N802
         """a[1:], which is a copy."""
         self.generic_visit(node)
-        return _call("_checked", node) if isinstance(node.arg, nodes.Slice) else node
+        return attribute_call("_checked", node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Compare(self, node: Any) -> Any:  # noqa: N802
         """a == b, a in b, a < b < c."""
         self.generic_visit(node)
         for part in (node, *node.ops):
             if not isinstance(part.expr, nodes.Const):
-                part.expr = _call("_checked", part.expr)
+                part.expr = attribute_call("_checked", part.expr)
         return node
 
     def visit_AssignBlock(self, node: Any) -> Any:  # noqa: N802
@@ -332,8 +336,8 @@ class _Bound(NodeTransformer):
         return node
 
 
-def _call(name: str, *args: Any) -> nodes.Call:
-    # By its attribute, because a template may give a variable any name.
+def attribute_call(name: str, *args: Any) -> nodes.Call:
+    """A call of the environment's own method: a template may give a variable any name, but no attribute."""
     return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None)
 
 
@@ -347,6 +351,11 @@ def _count(tree: nodes.Node) -> int:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def now(form: Any) -> str:
+    """The date, as a template asks for it."""
+    return datetime.now().strftime(str(form)[:100])
 
 
 def _raise_exception(message: Any) -> None:

@@ -11,9 +11,12 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bimo.core.errors import UserError
+
+if TYPE_CHECKING:
+    from bimo.tokenizer.frames import Frames
 
 Messages = Sequence[Mapping[str, str]]
 Piece = tuple[bool, str]
@@ -70,11 +73,12 @@ class ChatTemplate:
             (forged, text) in order: forged pieces stand in some message's content and are a control token's name, or
             could become one with what the template writes beside them. Together they are what `render` gives.
         """
+        pattern, edges = _forging(tuple(names))
+        if pattern is None or not any(_stands_in(message["content"], pattern, edges) for message in messages):
+            return [(False, self._framed(messages, add_generation_prompt))]
+        forgery = _Forgeries(pattern)
         whole = self.render(messages, add_generation_prompt=add_generation_prompt)
-        forgery = _Forgeries(names)
         hidden = [{**message, "content": forgery.hide(message["content"])} for message in messages]
-        if not forgery.found:
-            return [(False, whole)]
         pieces = forgery.cut(self.render(hidden, add_generation_prompt=add_generation_prompt))
         if "".join(text for _, text in pieces) != whole:
             raise UserError(
@@ -83,6 +87,20 @@ class ChatTemplate:
                 mend=f"Take {forgery.found[0]!r} out of the messages.",
             )
         return pieces
+
+    def _framed(self, messages: Messages, add_generation_prompt: bool) -> str:
+        """The same as `render`, which runs only where what the template writes around the contents is not known."""
+        text = self._frames.text(messages, add_generation_prompt)
+        if text is None:
+            text = self.render(messages, add_generation_prompt=add_generation_prompt)
+            self._frames.learn(messages, add_generation_prompt, text)
+        return text
+
+    @cached_property
+    def _frames(self) -> Frames:
+        from bimo.tokenizer.frames import Frames
+
+        return Frames(self.source, self.tokens)
 
     @cached_property
     def _environment(self) -> Any:
@@ -116,13 +134,13 @@ class _Forgeries:
     """Hides what could forge a control token behind marks that no template and no user can write, and finds it again.
 
     Args:
-        names: Names of control tokens.
+        pattern: Finds them.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, pattern: re.Pattern[str]) -> None:
         self.found: list[str] = []
         self.secret = str(secrets.randbelow(10**18))
-        self.pattern = _forging(tuple(filter(None, names)))
+        self.pattern = pattern
 
     def hide(self, content: str) -> str:
         """The content with each of them replaced by a mark."""
@@ -132,7 +150,7 @@ class _Forgeries:
             self.found.append(text)
             return match[0].replace(text, f"\ue0f0{self.secret}:{len(self.found) - 1}\ue0f1", 1)
 
-        return self.pattern.sub(mark, content) if self.pattern else content
+        return self.pattern.sub(mark, content)
 
     def cut(self, text: str) -> list[Piece]:
         """A text with marks as pieces: (whether it was hidden, text)."""
@@ -142,13 +160,20 @@ class _Forgeries:
 
 
 @functools.lru_cache(maxsize=8)  # the names are those of a tokenizer, and the conversations many
-def _forging(names: tuple[str, ...]) -> re.Pattern[str] | None:
-    """Finds what could forge one of the names."""
+def _forging(names: tuple[str, ...]) -> tuple[re.Pattern[str] | None, str]:
+    """Finds what could forge one of the names; and characters of which all of that has one."""
+    names = tuple(filter(None, names))
     ends = {name[i:] for name in names for i in range(1, len(name))}
     begins = {name[:i] for name in names for i in range(1, len(name))}
     # A content that begins with the end of a name, or ends with its beginning, may complete what is beside it.
     parts = [_any(names), rf"\A\s*(?:{_any(ends)})", rf"(?:{_any(begins)})\s*\Z"]
-    return re.compile("|".join(parts)) if names else None
+    edges = "".join({character for name in names for character in (name[0], name[-1])})
+    return (re.compile("|".join(parts)) if names else None), edges
+
+
+def _stands_in(content: str, pattern: re.Pattern[str], edges: str) -> bool:
+    """Whether a content holds what could forge a name; most have none of its outer characters, which is soon seen."""
+    return any(edge in content for edge in edges) and pattern.search(content) is not None
 
 
 def _any(texts: Iterable[str]) -> str:

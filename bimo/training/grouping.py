@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,11 +29,23 @@ def grouped(rows: TokenRows | PairRows, tokens: int, seed: int) -> BatchStream:
         seed: Of the order.
     """
     order = _Grouped(rows, tokens, seed)
-    digest, plain = hashlib.blake2b(digest_size=16), rows.rows if isinstance(rows, PairRows) else rows
-    for part in (plain.ids, plain.trained, plain.starts):
-        digest.update(np.ascontiguousarray(part).data)
-    identity = {"seed": seed, "tokens_per_batch": tokens, "data": digest.hexdigest()}
+    plain = rows.rows if isinstance(rows, PairRows) else rows
+    identity = {"seed": seed, "tokens_per_batch": tokens, "data": data_digest(plain)}
     return BatchStream(order.batch, len(order.edges) - 1, identity)
+
+
+def data_digest(rows: TokenRows) -> str:
+    """A hash of all rows, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (rows.ids, rows.trained, rows.starts):
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+def grouped_sizes(lengths: np.ndarray, tokens: int) -> list[tuple[int, int]]:
+    """Rows and width, padding included, of each batch that `grouped` makes of rows of these lengths."""
+    steps = np.sort(-(-lengths // _STEP))
+    return [(end - start, int(steps[end - 1]) * _STEP) for start, end in pairwise(_edges(steps, tokens))]
 
 
 def mixed(streams: Sequence[BatchStream], weights: Sequence[float], seed: int) -> BatchStream:
@@ -45,7 +58,7 @@ def mixed(streams: Sequence[BatchStream], weights: Sequence[float], seed: int) -
     """
     if len(streams) == 1:
         return streams[0]
-    pattern = _pattern(weights, seed)
+    pattern = pattern_of(weights, seed)
     before = [np.concatenate(([0], np.cumsum(pattern == source))) for source in range(len(streams))]
 
     def batch(number: int) -> Batch:
@@ -64,12 +77,7 @@ class _Grouped:
     def __init__(self, rows: TokenRows | PairRows, tokens: int, seed: int) -> None:
         self.rows, self.seed = rows, seed
         self.lengths = -(-rows.lengths // _STEP)  # in steps of padding
-        edges, first = [0], 0
-        for place, length in enumerate(np.sort(self.lengths).tolist()):
-            if place > first and (place + 1 - first) * length * _STEP > tokens:
-                edges.append(place)
-                first = place
-        self.edges = [*edges, len(rows)]
+        self.edges = _edges(np.sort(self.lengths), tokens)
         self.epoch: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0, np.int64), np.empty(0, np.int64))
 
     def batch(self, number: int) -> Batch:
@@ -83,8 +91,18 @@ class _Grouped:
         return self.rows.batch(by_length[self.edges[chosen] : self.edges[chosen + 1]])
 
 
-def _pattern(weights: Sequence[float], seed: int) -> np.ndarray:
-    """Which source each batch of a cycle comes from: every source at least once, the others by their weight."""
+def _edges(ascending: np.ndarray, tokens: int) -> list[int]:
+    """Where batches of about `tokens` tokens begin among rows of these lengths, in steps of padding; and the end."""
+    edges, first = [0], 0
+    for place, length in enumerate(ascending.tolist()):
+        if place > first and (place + 1 - first) * length * _STEP > tokens:
+            edges.append(place)
+            first = place
+    return [*edges, len(ascending)]
+
+
+def pattern_of(weights: Sequence[float], seed: int) -> np.ndarray:
+    """Which source each batch, or row, of a cycle comes from: every source at least once, the others by weight."""
     shares = np.array(weights, np.float64) / sum(weights)
     counts = np.maximum(1, np.round(shares * _CYCLE)).astype(np.int64)
     pattern = np.repeat(np.arange(len(weights)), counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -61,6 +62,13 @@ def _checked(made: Any, model: nn.Module) -> torch.optim.Optimizer:
         raise UserError(
             f"the optimizer is a {type(made).__name__}",
             mend="Give a torch.optim.Optimizer, or a function of the parameters that makes one.",
+        )
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UserError(
+            f"{type(made).__name__} computes the loss several times in a step, which a run with checks does not offer",
+            where="optimizer",
+            mend="Give one whose step() needs no closure, such as torch.optim.AdamW.",
         )
     own = {id(p) for p in model.parameters() if p.requires_grad}
     if own and not any(id(p) in own for group in made.param_groups for p in group["params"]):

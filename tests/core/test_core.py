@@ -48,6 +48,7 @@ def test_all_problems_of_a_setting_are_raised_at_once() -> None:
         (ModelSpec, {"n_heads": 6, "n_kv_heads": 4}, "multiple of n_kv_heads"),
         (ModelSpec, {"d_model": 30, "n_heads": 6}, "head_dim must be even"),
         (TrainingSettings, {"learning_rate": float("nan")}, "learning_rate must be float"),
+        (TrainingSettings, {"learning_rate": float("inf")}, "learning_rate must be positive and finite"),
         (TrainingSettings, {"steps": True}, "steps must be int"),
         (DataSettings, {"paths": ["a"], "weights": [1.0, 2.0]}, "weights has 2 numbers for 1 paths"),
         (DataSettings, {"paths": "a"}, "paths must be"),

@@ -363,3 +363,11 @@ def test_a_package_that_fails_is_named(installed: Registry, name: str, message: 
 def test_the_name_of_a_packages_part_cannot_be_taken(installed: Registry) -> None:
     assert installed.refusal("bad", object) == "the package 'bimo_broken'"
     assert installed.refusal("free", object) == "", "the control"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("loss", 5), ("loss", ""), ("loss", "mine(a=1)"), (5, "mine"), ("loss", None)]
+)
+def test_a_name_that_is_none_is_refused(kind: str, name: str) -> None:
+    with pytest.raises(UserError, match=r"must be a text|unknown kind"):
+        register(kind, name)

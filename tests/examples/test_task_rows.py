@@ -125,3 +125,24 @@ def test_where_all_is_left_out_the_first_reason_is_said(tokenizer: Tokenizer) ->
         made([LONG], tokenizer)
     with pytest.raises(UserError, match="file, line 3: there is no rejected answer"):
         TaskRows(tokenizer, 64, "skip", Told()).pairs([SHORT])
+
+
+def test_a_preview_of_a_head_of_labels_shows_the_name_and_not_a_token(tokenizer: Tokenizer) -> None:
+    told = Told()
+    labels = ("even", "odd")
+    example = TaskExample(asked("Which?", "the cat"), "odd", "the cat", "file, line 3")
+    rows = TaskRows(tokenizer, 64, "skip", told, labels).rows([example])
+    shown = preview(*row(rows), tokenizer, labels)
+    trained = "".join(shown.plain[span.start : span.end] for span in shown.spans if "green" in str(span.style))
+    assert trained == " [odd]"
+    assert "[odd]" not in preview(*row(rows), tokenizer).plain, "the control"
+
+
+def test_turns_that_fit_into_no_conversation_are_told(tokenizer: Tokenizer) -> None:
+    said = [("the cat", "sat"), ("a " * 200, "on a mat"), ("an old tree", "by water"), ("and " * 20, "saw")]
+    turns = [{"role": role, "content": text} for pair in said for role, text in zip(("user", "assistant"), pair)]  # noqa: B905
+    rows, told = made([TaskExample(tuple(turns[:-1]), "saw", "", "file, line 3")], tokenizer)
+    assert "turns left out: file, line 3: 2 of its 8 turns fit into none of them, and are left out" in told.lines
+    shown = "".join(tokenizer.decode(row(rows, n)[0]) for n in range(len(rows)))
+    assert "on a mat" not in shown
+    assert "by water" in shown

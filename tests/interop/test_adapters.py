@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from parity.cases import case
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bimo import GPT, UserError, load
-from bimo.interop.adapter_writing import save_adapter
+from bimo import GPT, LM, UserError, load
+from bimo.interop.adapter_writing import names_of, save_adapter
 from bimo.interop.adapters import load_adapter
 from bimo.model.adapting import AdaptedLinear, attach, detach
 from bimo.model.lora import merge
@@ -155,3 +156,27 @@ def test_weights_that_do_not_fit_are_refused(
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_adapter(tmp_path, GPT.__new__(GPT))
+
+
+def test_names_of_a_base_that_is_no_folder_are_known_or_refused(tmp_path: Path) -> None:
+    """Llama and Phi-3 compute the same, under other names."""
+    case("llama").save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model").model
+    path = "layers.0.self_attn.q_proj.weight"
+    split, fused = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.qkv_proj.weight"
+    assert names_of(model, str(tmp_path / "model")).theirs(path) == split
+    (tmp_path / "run").mkdir()
+    shutil.copytree(tmp_path / "model", tmp_path / "run" / "model")
+    config = tmp_path / "run" / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "phi3"}))
+    assert names_of(model, str(tmp_path / "run")).theirs(path) == fused, "a run's folder"
+    with pytest.raises(UserError, match="the base does not say which"):
+        names_of(model, "somewhere/unknown")
+    assert names_of(model, "").theirs(path) == split, "without a base: as the model is exported"
+
+
+def test_a_gguf_file_says_its_family(lm: LM, tmp_path: Path) -> None:
+    lm.export(tmp_path / "model.gguf", "F32")
+    opened = load(tmp_path / "model.gguf").model
+    theirs = names_of(opened, str(tmp_path / "model.gguf"))
+    assert theirs.theirs("layers.0.self_attn.q_proj.weight") == "model.layers.0.self_attn.q_proj.weight"

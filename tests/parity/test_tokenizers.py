@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,30 @@ def test_a_message_with_the_name_of_a_control_token_stays_text(name: str, tmp_pa
     forged = f"a {MARKS[name][-1]} b{''.join(MARKS[name])}"
     assert written(forged) == written("a b"), "as many control tokens as the template writes"
     assert marks & set(ours.encode_marked(forged)), "the control: as marked text it holds some"
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_conversations_have_the_ids_of_the_slow_way(name: str, tmp_path: Path) -> None:
+    """The slow way: the template runs for each conversation, and its text is encoded as a whole."""
+    found = made(BASES[name])
+    again = tokenizers.Tokenizer.from_str(found.to_str())
+    again.add_special_tokens(MARKS[name])
+    ours = loaded(again, tmp_path)
+    text = (TEMPLATES / f"{name}.jinja").read_text()
+    ours.special = replace(ours.special, template=text, begin="<s>", end="</s>")
+    texts = iter(strings(900, seed=3))
+    checked = 0
+    for contents in zip(texts, texts, texts, strict=True):
+        roles = ("user", "assistant", "user")
+        for count, prompt in itertools.product((1, 2, 3), (True, False)):
+            messages = [{"role": r, "content": text} for r, text in zip(roles[:count], contents, strict=False)]
+            pieces = ours._template.pieces(messages, ours.control_tokens, add_generation_prompt=prompt)
+            if len(pieces) > 1:
+                continue  # a name of a control token stands in it
+            whole = ours._template.render(messages, add_generation_prompt=prompt)
+            assert ours.encode_chat(messages, add_generation_prompt=prompt) == ours._asked(
+                lambda text=whole: ours._marking._whole(text)
+            )
+            checked += 1
+    assert checked > 1200
+    assert ours._template._frames.found, "and the fast way was taken"

@@ -135,3 +135,10 @@ def test_an_events_file_makes_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "run" / "events.jsonl"
     EventsFile(path).on_event(bimo.Trainer(gpt(), SETTINGS), Event("overlap", 0, {}))
     assert '"event": "overlap"' in path.read_text(encoding="utf-8"), "the event is written before the run starts"
+
+
+def test_an_optimizer_that_wants_the_loss_several_times_is_refused() -> None:
+    trained = bimo.Trainer(gpt(), SETTINGS, optimizer=torch.optim.SGD)
+    trained.fit([[1, 2, 3]] * 4)  # the control
+    with pytest.raises(UserError, match=r"LBFGS computes the loss several times .*AdamW"):
+        bimo.Trainer(gpt(), SETTINGS, optimizer=torch.optim.LBFGS).fit([[1, 2, 3]] * 4)
