@@ -30,6 +30,7 @@ class Job:
         sequences: Its texts.
 
     Attributes:
+        adapter: Number of the adapter that its texts have; 0: none.
         pieces: What can be shown and was not fetched yet: number of the answer, text.
         result: What came of it, when it is finished.
         error: Why nothing came of it.
@@ -39,6 +40,7 @@ class Job:
 
     def __init__(self, request: Request, sequences: list[Sequence]) -> None:
         self.request, self.sequences = request, sequences
+        self.adapter = sequences[0].adapter if sequences else 0
         self.pieces: deque[tuple[int, str]] = deque()
         self.result: Any = None
         self.error: UserError | None = None
