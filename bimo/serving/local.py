@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-
 from bimo.core.errors import UserError, nearest
 from bimo.engine import Completion, SamplingParams
 from bimo.engine.jobs import Generation, Job
