@@ -115,6 +115,7 @@ class Intake:
             limit=len(request.prompt) + min(room, request.params.max_tokens),
             want=request.want,
             adapter=adapter,
+            tenant=request.tenant,
         )
 
     def _check(self, request: Request) -> None:
