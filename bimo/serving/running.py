@@ -22,6 +22,7 @@ from bimo.serving.logs import log
 from bimo.serving.settings import ServeSettings
 
 _BACKLOG = 2048
+_SEND_BUFFER = 2**17  # else the system keeps megabytes for each client that takes nothing
 _LAST_CONNECTIONS_S = 5  # when nothing is under way any more
 _LAST_WORDS_S = 0.3  # for clients to learn that the server goes down
 
@@ -93,6 +94,7 @@ def listen(settings: ServeSettings) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         own = socket.socket(family, kind, protocol)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # of each connection, too
         own.bind(address)
         own.listen(_BACKLOG)
     except OSError as error:
