@@ -26,8 +26,8 @@ async def chat_wish(gateway: Gateway, visit: Visit, asked: ChatRequest) -> Wish:
     settings = gateway.settings
     roles = {"developer": "system"}
     messages = tuple(ChatMessage(roles.get(turn.role, turn.role), turn.text) for turn in asked.messages)
-    newest = next((m.content for m in reversed(messages) if m.role == "user"), "")
-    routed, card = await gateway.routed(newest, asked.model)
+    said = [message.content for message in reversed(messages) if message.role == "user"]
+    routed, card = await gateway.routed(said, asked.model)
     if not card.chat:
         message = f"the model {card.name!r} knows no conversations; use /v1/completions"
         raise ApiError(400, message, "no_chat", param="model")
@@ -54,7 +54,7 @@ async def completion_wish(gateway: Gateway, visit: Visit, asked: CompletionReque
     """
     settings = gateway.settings
     prompts = asked.prompts
-    routed, card = await gateway.routed(next((p for p in prompts if isinstance(p, str)), ""), asked.model)
+    routed, card = await gateway.routed([p for p in prompts if isinstance(p, str)], asked.model)
     params = _params(asked, asked.max_tokens or 16, settings)
     if asked.best_of not in (None, asked.n or 1):
         raise ApiError(400, "best_of must equal n", "invalid_value", param="best_of")

@@ -39,14 +39,14 @@ class Routed:
 class ModelRouter(Protocol):
     """Chooses a model for a text."""
 
-    def route(self, text: str, wanted: str, cards: Sequence[ModelCard], task: str = "") -> Routed:
-        """The model for a text.
+    def route(self, texts: Sequence[str], wanted: str, cards: Sequence[ModelCard], task: str = "") -> Routed:
+        """The model for a request.
 
         Args:
-            text: What it is about.
+            texts: What it is about; of a conversation what the user said, the newest first.
             wanted: The name that the request has; "": none.
             cards: What there is.
-            task: translate, summarize, classify; "": another.
+            task: translate, summarize, classify; embed, attend; "": new text.
         """
         ...
 
@@ -54,7 +54,7 @@ class ModelRouter(Protocol):
 class ByName:
     """The model that is asked for; without a name, the first one."""
 
-    def route(self, text: str, wanted: str, cards: Sequence[ModelCard], task: str = "") -> Routed:
+    def route(self, texts: Sequence[str], wanted: str, cards: Sequence[ModelCard], task: str = "") -> Routed:
         """See `ModelRouter`."""
         if not wanted:
             return Routed(cards[0].name, None, "the first one, as no model was named")
@@ -129,7 +129,7 @@ class Gateway:
         self.draining = False
         self.visits: set[str] = set()
 
-    async def routed(self, text: str, wanted: str, task: str = "") -> tuple[Routed, ModelCard]:
+    async def routed(self, texts: Sequence[str], wanted: str, task: str = "") -> tuple[Routed, ModelCard]:
         """The model that a request is for.
 
         Raises:
@@ -138,5 +138,5 @@ class Gateway:
         cards = await self.service.models()
         if not cards:
             raise ApiError(503, "there is no model at the moment", "unavailable", retry_after_s=5)
-        routed = self.router.route(text, wanted, cards, task)
+        routed = self.router.route(texts, wanted, cards, task)
         return routed, next(card for card in cards if card.name == routed.model)

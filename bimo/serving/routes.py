@@ -102,7 +102,7 @@ def _applying(
     _check_count(gateway, texts)
 
     async def work(send: Send) -> None:
-        routed, card = await gateway.routed(texts[0], model, task)
+        routed, card = await gateway.routed(texts, model, task)
         visit.model = card.name
         told = Told()
         given = tuple(await guarded_input(gateway.guard, texts, told))
@@ -128,7 +128,7 @@ def _applying(
 async def _embedded(gateway: Gateway, visit: Visit, asked: EmbeddingRequest, send: Send) -> None:
     texts = asked.texts
     _check_count(gateway, texts)
-    routed, card = await gateway.routed(next((t for t in texts if isinstance(t, str)), ""), asked.model)
+    routed, card = await gateway.routed((), asked.model, "embed")
     visit.model = card.name
     if asked.dimensions not in (None, card.d_model):
         raise ApiError(400, f"this model has {card.d_model} dimensions", "invalid_value", param="dimensions")
@@ -173,7 +173,7 @@ async def _moderated(gateway: Gateway, visit: Visit, asked: ModerationRequest, s
 
 
 async def _attended(gateway: Gateway, visit: Visit, asked: AttentionRequest, send: Send) -> None:
-    routed, card = await gateway.routed(asked.input, asked.model)
+    routed, card = await gateway.routed((), asked.model, "attend")
     visit.model = card.name
     for name, count in (("layer", card.n_layers), ("head", card.n_heads)):
         if getattr(asked, name) >= count:

@@ -30,7 +30,7 @@ def add_status(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models/{name:path}", tags=["OpenAI"])
     async def model(name: Name) -> dict[str, Any]:
         """One of them."""
-        _, card = await gateway.routed("", name)
+        _, card = await gateway.routed((), name, "attend")
         return _card(card.to_dict())
 
     @app.get("/v1/stats", tags=["Looking inside"])
