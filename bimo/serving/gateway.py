@@ -12,6 +12,7 @@ from bimo.serving.admission import Admission
 from bimo.serving.bounds import Budget
 from bimo.serving.contract import EngineService, GuardService, ModelCard
 from bimo.serving.errors import ApiError
+from bimo.serving.guarding import BothGuards
 from bimo.serving.keys import Key, KeyRing
 from bimo.serving.metrics import Metrics
 from bimo.serving.settings import ServeSettings
@@ -109,6 +110,7 @@ class Gateway:
         router: Chooses models; None: by name.
 
     Attributes:
+        guards: More rules for requests to some of the models, by their names.
         draining: Whether the server is going down, and takes nothing new.
         visits: Requests under way.
     """
@@ -123,11 +125,17 @@ class Gateway:
     ) -> None:
         self.service, self.guard, self.settings, self.keys = service, guard, settings, keys
         self.router = router or ByName()
+        self.guards: dict[str, GuardService] = {}
         self.admission = Admission(settings, time.monotonic)
         self.budget = Budget(settings.max_buffered_bytes)
         self.metrics = Metrics()
         self.draining = False
         self.visits: set[str] = set()
+
+    def guard_of(self, model: str) -> GuardService:
+        """The server's guard, and with it the model's own."""
+        own = self.guards.get(model)
+        return self.guard if own is None else BothGuards(self.guard, own)
 
     async def routed(self, texts: Sequence[str], wanted: str, task: str = "") -> tuple[Routed, ModelCard]:
         """The model that a request is for.

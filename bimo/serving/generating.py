@@ -55,6 +55,7 @@ class Generating:
 
     def __init__(self, gateway: Gateway, visit: Visit, wish: Wish) -> None:
         self._gateway, self._visit, self._wish = gateway, visit, wish
+        self._guard = gateway.guard_of(wish.routed.model)
         self._told = Told()
         self._choices = [WholeChoice() for _ in range(wish.n * len(wish.calls))]
         self._began = False
@@ -89,7 +90,7 @@ class Generating:
     ) -> None:
         """Pass on what the engine says."""
         visit, wish = self._visit, self._wish
-        hold = not wish.stream or await holds_output(self._gateway.guard)
+        hold = not wish.stream or await holds_output(self._guard)
         async for news in events:
             if type(news) is Piece:
                 if not visit.first_token_s:
@@ -122,7 +123,7 @@ class Generating:
         for choice, own in zip(self._choices, news.choices, strict=True):
             choice.reason = own.finish_reason
         n_before = len(self._told.verdicts)
-        shown = await guarded_output(self._gateway.guard, [choice.text for choice in self._choices], self._told)
+        shown = await guarded_output(self._guard, [choice.text for choice in self._choices], self._told)
         if hold:
             self._keep_to(shown)
         usage = usage_of(news.prompt_tokens, news.completion_tokens)
@@ -157,11 +158,11 @@ class Generating:
         found = []
         for call in self._wish.calls:
             if call.messages:
-                texts = await guarded_input(self._gateway.guard, [m.content for m in call.messages], self._told)
+                texts = await guarded_input(self._guard, [m.content for m in call.messages], self._told)
                 said = zip(call.messages, texts, strict=True)
                 call = replace(call, messages=tuple(ChatMessage(m.role, text) for m, text in said))
             elif isinstance(call.prompt, str):
-                (text,) = await guarded_input(self._gateway.guard, [call.prompt], self._told)
+                (text,) = await guarded_input(self._guard, [call.prompt], self._told)
                 call = replace(call, prompt=text)
             found.append(call)
         return tuple(found)

@@ -40,6 +40,29 @@ class LocalGuard:
         ]
 
 
+class BothGuards:
+    """Two guards as one: the stricter of them decides.
+
+    Args:
+        first: One.
+        second: The other.
+    """
+
+    def __init__(self, first: GuardService, second: GuardService) -> None:
+        self._both = (first, second)
+
+    async def check(self, texts: Sequence[str], side: Side) -> list[list[GuardVerdict]]:
+        """See `GuardService`."""
+        first, second = [await guard.check(texts, side) for guard in self._both]
+        every = [[*one, *other] for one, other in zip(first, second, strict=True)]
+        return [sorted(verdicts, key=lambda verdict: (verdict.start, verdict.end)) for verdicts in every]
+
+    async def rules(self) -> Mapping[str, str]:
+        """See `GuardService`."""
+        first, second = [dict(await guard.rules()) for guard in self._both]
+        return {**first, **{name: action for name, action in second.items() if first.get(name, "note") == "note"}}
+
+
 class Told:
     """What the guard said about a request and its answer, as the answer tells it."""
 

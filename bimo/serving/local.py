@@ -7,10 +7,12 @@ thread for each model; applications, which ask again and again, have threads of 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +40,10 @@ from bimo.serving.contract import (
     Started,
 )
 from bimo.serving.driving import EngineGoneError, Watcher
-from bimo.serving.models import ServedModel
+from bimo.serving.models import ServedModel, Voice
+
+if TYPE_CHECKING:
+    from bimo.model.lora import Adapter
 
 Result = TypeVar("Result")
 _READERS = 2
@@ -55,12 +60,51 @@ class LocalEngine:
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self._models = tuple(models)
-        self._by_name = {name: model for model in models for name in model.names}
+        self._by_name = {name: model for model in models for name in model.names}  # replaced, never changed
+        self._changing = threading.Lock()
+        self._calls: Counter[str] = Counter()
         assert len(self._by_name) == sum(len(model.names) for model in models), "each model has a name of its own"
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="bimo-reading")
         self._appliers = ThreadPoolExecutor(_APPLIERS, thread_name_prefix="bimo-applying")
         self._closed = False
-        self._under_way = 0
+
+    def model(self, name: str) -> ServedModel:
+        """A model by its name, or that of one of its adapters."""
+        return self._by_name[name]
+
+    def has(self, name: str) -> bool:
+        """Whether something of this name can answer, hidden or not."""
+        return name in self._by_name
+
+    def in_use(self, name: str) -> bool:
+        """Whether calls to it are under way."""
+        return self._calls[name] > 0
+
+    def add_adapter(self, model: str, adapter: Adapter, voice: Voice | None = None) -> None:
+        """Let one more adapter of a model answer; one that came so, and has its name, is replaced.
+
+        Not on the event loop: it waits for the step that is running.
+
+        Raises:
+            UserError: It does not fit.
+        """
+        with self._changing:
+            served = self._by_name[model]
+            served.add_guest(adapter, voice or Voice())
+            self._by_name = {**self._by_name, adapter.name: served}
+
+    def hide_adapter(self, name: str) -> int:
+        """Show an adapter in `models` no more; calls to it are still answered. Returns a number for `drop_adapter`."""
+        return self._by_name[name].hide_guest(name)
+
+    def drop_adapter(self, name: str, hidden: int) -> bool:
+        """Let a hidden adapter go, unless it has come back meanwhile; calls to it get an error from now on."""
+        with self._changing:
+            served = self._by_name.get(name)
+            if served is None or not served.drop_guest(name, hidden):
+                return False
+            self._by_name = {own: model for own, model in self._by_name.items() if own != name}
+            return True
 
     async def models(self) -> tuple[ModelCard, ...]:
         """See `EngineService`."""
@@ -69,7 +113,7 @@ class LocalEngine:
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
         """See `EngineService`."""
         watcher = Watcher(asyncio.get_running_loop())
-        self._under_way += 1
+        self._calls[call.model] += 1
         job: Job | None = None
         try:
             model = self._model(call.model)
@@ -88,7 +132,7 @@ class LocalEngine:
         except (UserError, ServiceError) as error:
             yield Failed.of(_service_error(error))
         finally:
-            self._under_way -= 1
+            self._calls[call.model] -= 1
             if job is not None:
                 model.driver.cancel(job)
 
@@ -97,7 +141,7 @@ class LocalEngine:
         watcher = Watcher(asyncio.get_running_loop())
         model = self._model(call.model)
         jobs: list[Job] = []
-        self._under_way += 1
+        self._calls[call.model] += 1
         try:
             for text in call.texts:
                 jobs.append(await self._submitted(model, partial(_pooled, model, call, text, watcher)))
@@ -112,7 +156,7 @@ class LocalEngine:
         except UserError as error:
             raise _service_error(error) from error
         finally:
-            self._under_way -= 1
+            self._calls[call.model] -= 1
             for job in jobs:
                 model.driver.cancel(job)
 
@@ -122,20 +166,20 @@ class LocalEngine:
 
         model = self._model(call.model)
         engine = AppliedEngine(model, call.model, call.tenant)
-        return await self._worked(self._appliers, lambda: applied(model, engine, call), engine.give_up)
+        return await self._worked(call.model, self._appliers, lambda: applied(model, engine, call), engine.give_up)
 
     async def attention(self, call: AttentionCall) -> Attention:
         """See `EngineService`."""
         from bimo.serving.attending import attention_of
 
         model = self._model(call.model)
-        return await self._worked(self._readers, lambda: attention_of(model, call), lambda: None)
+        return await self._worked(call.model, self._readers, lambda: attention_of(model, call), lambda: None)
 
     async def _worked(
-        self, pool: ThreadPoolExecutor, work: Callable[[], Result], give_up: Callable[[], None]
+        self, name: str, pool: ThreadPoolExecutor, work: Callable[[], Result], give_up: Callable[[], None]
     ) -> Result:
         """What a thread works out; when nobody waits any more, it is told so."""
-        self._under_way += 1
+        self._calls[name] += 1
         try:
             return await asyncio.wrap_future(pool.submit(work))
         except asyncio.CancelledError:
@@ -144,7 +188,7 @@ class LocalEngine:
         except UserError as error:
             raise _service_error(error) from error
         finally:
-            self._under_way -= 1
+            self._calls[name] -= 1
 
     async def stats(self) -> ServiceStats:
         """See `EngineService`."""
@@ -154,7 +198,7 @@ class LocalEngine:
         """See `EngineService`."""
         self._closed = True
         end = asyncio.get_running_loop().time() + drain_seconds
-        while self._under_way and asyncio.get_running_loop().time() < end:
+        while self._calls.total() and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(_POLL_S)
         for model in self._models:
             await asyncio.to_thread(model.driver.stop)
@@ -172,7 +216,8 @@ class LocalEngine:
     def _submit(self, model: ServedModel, call: GenerateCall, watcher: Watcher) -> Job:
         """In a thread: what a call asks, read and handed to the engine."""
         params = SamplingParams.from_dict(call.params)
-        return model.submit(call.model, model.ids(call.prompt, call.messages), params, watcher, tenant=call.tenant)
+        ids = model.ids(call.prompt, call.messages, call.model)
+        return model.submit(call.model, ids, params, watcher, tenant=call.tenant)
 
     async def _submitted(self, model: ServedModel, submit: Callable[[], Job]) -> Job:
         """What a thread has submitted; if nobody waits any more, it is cancelled as soon as it is there."""

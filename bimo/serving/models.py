@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,20 @@ from bimo.tasks.classification import labels_of
 if TYPE_CHECKING:
     from bimo.lm import LM
     from bimo.model.lora import Adapter
+    from bimo.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How conversations of an adapter are written, where that is not as its model does it.
+
+    Attributes:
+        template: A chat template; "": the model's.
+        system: What a conversation begins with that has no system message of its own; "": nothing.
+    """
+
+    template: str = ""
+    system: str = ""
 
 
 class ServedModel:
@@ -39,18 +55,62 @@ class ServedModel:
         self, name: str, lm: LM, settings: EngineSettings | None = None, adapters: Sequence[Adapter] = ()
     ) -> None:
         self.name, self.lm, self.adapters = name, lm, tuple(adapters)
+        self._guests: dict[str, Guest] = {}  # adapters that came later; replaced, never changed
+        self._changing = threading.Lock()
+        self._n_hidden = 0
         self._settings = settings or lm.engine_settings
         self._opened = int(time.time())
         _warm_up(lm)
         self.driver = Driver(name, self._engine)
 
     def _engine(self) -> Engine:
-        return Engine(self.lm, settings=self._settings, adapters=self.adapters)
+        guests = [guest.adapter for guest in self._guests.values()]
+        return Engine(self.lm, settings=self._settings, adapters=[*self.adapters, *guests])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The model's, then those of its adapters."""
-        return (self.name, *(adapter.name for adapter in self.adapters))
+        """The model's, then those of its adapters; what is hidden has none."""
+        guests = (name for name, guest in self._guests.items() if not guest.hidden)
+        return (self.name, *(adapter.name for adapter in self.adapters), *guests)
+
+    def is_guest(self, name: str) -> bool:
+        """Whether an adapter came later, hidden or not."""
+        return name in self._guests
+
+    def add_guest(self, adapter: Adapter, voice: Voice) -> None:
+        """Have one more adapter, or another in place of a guest of its name. From any thread but the engine's.
+
+        Raises:
+            UserError: It does not fit.
+        """
+        tokenizer = self.lm.tokenizer.with_template(voice.template) if voice.template else None
+        with self._changing:
+            before = self._guests
+            guest = Guest(adapter, voice.system, tokenizer)
+            self._guests = {**before, adapter.name: guest}  # first: an engine that is made anew meanwhile has it
+            try:
+                self.driver.engine.add_adapter(adapter, replace=True)
+            except BaseException:
+                self._guests = before
+                raise
+
+    def hide_guest(self, name: str) -> int:
+        """Show a guest to nobody any more; who knows it can still ask it. Returns which hiding this is."""
+        with self._changing:
+            self._n_hidden += 1
+            self._guests = {**self._guests, name: replace(self._guests[name], hidden=self._n_hidden)}
+            return self._n_hidden
+
+    def drop_guest(self, name: str, hidden: int) -> bool:
+        """Let a hidden guest go, unless it has come back since it was hidden."""
+        with self._changing:
+            guest = self._guests.get(name)
+            if guest is None or guest.hidden != hidden:
+                return False
+            self._guests = {own: guest for own, guest in self._guests.items() if own != name}
+            with suppress(UserError):  # an engine made anew at this moment may not have it
+                self.driver.engine.remove_adapter(name)
+            return True
 
     @property
     def cards(self) -> list[ModelCard]:
@@ -73,15 +133,21 @@ class ServedModel:
             for name in self.names
         ]
 
-    def ids(self, prompt: str | tuple[int, ...], messages: Sequence[ChatMessage] = ()) -> tuple[int, ...]:
-        """What the model reads.
+    def ids(
+        self, prompt: str | tuple[int, ...], messages: Sequence[ChatMessage] = (), name: str = ""
+    ) -> tuple[int, ...]:
+        """What the model reads; name: of the adapter that answers.
 
         Raises:
             UserError: It has no chat template, or a message is not well formed.
         """
         if messages:
             said = [{"role": message.role, "content": message.content} for message in messages]
-            return tuple(self.lm.tokenizer.encode_chat(said, add_generation_prompt=True))
+            guest = self._guests.get(name)
+            if guest is not None and guest.system and said[0]["role"] != "system":
+                said.insert(0, {"role": "system", "content": guest.system})
+            tokenizer = (guest and guest.tokenizer) or self.lm.tokenizer
+            return tuple(tokenizer.encode_chat(said, add_generation_prompt=True))
         return tuple(self.driver.engine.prompt_ids(prompt)) if isinstance(prompt, str) else prompt
 
     def submit(
@@ -128,6 +194,23 @@ class ServedModel:
     @cached_property
     def _control(self) -> Mapping[int, str]:
         return {i: name for name, i in self.lm.tokenizer.control_tokens.items()} if self.lm.has_tokenizer else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """An adapter that came while the model was at work.
+
+    Attributes:
+        adapter: The adapter.
+        system: What its conversations begin with.
+        tokenizer: With its own chat template; None: the model's.
+        hidden: Which hiding it is in; 0: it can be seen.
+    """
+
+    adapter: Adapter
+    system: str = ""
+    tokenizer: Tokenizer | None = None
+    hidden: int = 0
 
 
 def _warm_up(lm: LM) -> None:

@@ -104,14 +104,14 @@ def _applying(
     async def work(send: Send) -> None:
         routed, card = await gateway.routed(texts, model, task)
         visit.model = card.name
-        told = Told()
-        given = tuple(await guarded_input(gateway.guard, texts, told))
+        told, guard = Told(), gateway.guard_of(card.name)
+        given = tuple(await guarded_input(guard, texts, told))
         async with gateway.admission.place(visit.key, sum(map(_size, given)), 0) as place:
             call = ApplyCall(visit.id, card.name, task, given, tenant=visit.key.name, **about)
             found = await within(gateway.settings.answer_s, gateway.service.apply(call), "the answer")
             visit.prompt_tokens, visit.completion_tokens = found.prompt_tokens, found.completion_tokens
             place.used = found.prompt_tokens + found.completion_tokens
-        shown = await guarded_output(gateway.guard, [one.text for one in found.results], told)
+        shown = await guarded_output(guard, [one.text for one in found.results], told)
         results: list[dict[str, Any]] = []
         for one, text in zip(found.results, shown, strict=True):
             warnings = [*one.warnings, *(["the guard withholds this text"] if text is None else [])]

@@ -2,8 +2,8 @@
 
 - A request that names a model gets that model. Without a name, with `auto`, or with the name of the default, its text
   decides.
-- Of a conversation the newest message of the user decides; where it is not clear ("ok", a piece of code), the one before
-  it, and so on: a conversation keeps its model through such messages, and changes it when the language changes.
+- Of a conversation the newest message of the user decides; where it is not clear ("ok", a piece of code), the one
+  before it, and so on: a conversation keeps its model through such messages, and changes it with the language.
 - What stays unclear, and a language without a route, goes to the default.
 - Vectors and attention are never sent elsewhere: they can only be compared within one model.
 
