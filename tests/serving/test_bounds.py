@@ -262,7 +262,7 @@ def test_half_sent_requests_are_closed_in_time(serve: Serve) -> None:
     running = serve(header_s=0.5, body_s=0.5)
     waiting = slow_clients(running.port, 20)
     idle = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(3)]
-    assert len(running.server.server_state.connections) > 0
+    running.until(lambda: len(running.server.server_state.connections) > 0)
     running.until(lambda: not running.server.server_state.connections, 5)
     for number, own in enumerate([*waiting, *idle]):
         own.settimeout(2)
