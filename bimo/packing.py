@@ -170,6 +170,10 @@ def train_packs(
         if not train[code] or not valid[code]:
             what = f"there are {len(train[code])} rows to train on and {len(valid[code])} to measure on"
             raise UserError(f"{what} in {code!r}", where="data", mend="Give rows with lang, or longer texts.")
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
     found = []
     for code in codes:
         name = f"{settings.name}-{code}"
@@ -184,7 +188,7 @@ def train_packs(
         about = replace(wish, language=code, name=wish.name and f"{wish.name}-{code}", evaluation=str(files["valid"]))
         about = replace(about, base=settings.adapt.base, task=task.task)
         console.print(f"[bold]{code}[/bold]: the model alone → with the pack")
-        found.append(make_pack(outcome.run.path, output / code, about, lambda line: console.print(line, highlight=False)))
+        found.append(make_pack(outcome.run.path, output / code, about, say))
     return found
 
 

@@ -70,7 +70,7 @@ def _check(arguments: list[str]) -> int:
 
     parser = make_parser("pack check", _check)
     parser.add_argument("folder", type=str, help="The pack.")
-    parser.add_argument("--model", type=str, default="", help="The model that it shall fit; empty: that is not checked.")
+    parser.add_argument("--model", type=str, default="", help="The model that it shall fit.")
     options = parser.parse_args(arguments)
     base = None
     if options.model:

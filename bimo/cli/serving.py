@@ -72,17 +72,21 @@ def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
     from bimo.serving.local import LocalEngine
     from bimo.serving.logs import log_to
     from bimo.serving.models import open_models
+    from bimo.serving.pack_host import packs_at_work, router_of
     from bimo.serving.running import address_of, listen
     from bimo.serving.running import serve as run
 
     keys = read_keys(Path(settings.keys)) if settings.keys else KeyRing()
     own = listen(settings)  # before a model is loaded: a port in use is said at once
+    router = router_of(settings)
     models = open_models(options.models, options.name, options.adapter, engine)
-    app, gateway = make_app(LocalEngine(models), settings, keys=keys)
+    local = LocalEngine(models)
+    app, gateway = make_app(local, settings, keys=keys, router=router)
     log_to(sys.stderr)
-    url = address_of(own)
-    names = [name for model in models for name in model.names]
-    run(app, gateway, own, lambda: _greet(url, names, settings, bool(keys.keys)))
+    with packs_at_work(local, models[0].name, gateway, router):
+        url = address_of(own)
+        names = [name for model in models for name in model.names]
+        run(app, gateway, own, lambda: _greet(url, names, settings, bool(keys.keys)))
     return 0
 
 

@@ -40,6 +40,7 @@ from bimo.serving.contract import (
     Started,
 )
 from bimo.serving.driving import EngineGoneError, Watcher
+from bimo.serving.logs import failure, log
 from bimo.serving.models import ServedModel, Voice
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ class LocalEngine:
     def model(self, name: str) -> ServedModel:
         """A model by its name, or that of one of its adapters."""
         return self._by_name[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that can be asked for."""
+        return [name for model in self._models for name in model.names]
 
     def has(self, name: str) -> bool:
         """Whether something of this name can answer, hidden or not."""
@@ -132,7 +138,7 @@ class LocalEngine:
         except (UserError, ServiceError) as error:
             yield Failed.of(_service_error(error))
         finally:
-            self._calls[call.model] -= 1
+            self._ended(call.model)
             if job is not None:
                 model.driver.cancel(job)
 
@@ -156,7 +162,7 @@ class LocalEngine:
         except UserError as error:
             raise _service_error(error) from error
         finally:
-            self._calls[call.model] -= 1
+            self._ended(call.model)
             for job in jobs:
                 model.driver.cancel(job)
 
@@ -188,7 +194,7 @@ class LocalEngine:
         except UserError as error:
             raise _service_error(error) from error
         finally:
-            self._calls[name] -= 1
+            self._ended(name)
 
     async def stats(self) -> ServiceStats:
         """See `EngineService`."""
@@ -204,6 +210,12 @@ class LocalEngine:
             await asyncio.to_thread(model.driver.stop)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._appliers.shutdown(wait=False, cancel_futures=True)
+
+    def _ended(self, name: str) -> None:
+        """A call to a model is over."""
+        self._calls[name] -= 1
+        if not self._calls[name]:
+            del self._calls[name]
 
     def _model(self, name: str) -> ServedModel:
         if self._closed:
@@ -286,6 +298,7 @@ def _service_error(error: Exception) -> ServiceError:
     if isinstance(error, EngineGoneError):
         return ServiceError("unavailable", error.what, mend=error.mend, retry_after_s=5)
     if isinstance(error, EngineError):
+        log.error("request failed in the engine", extra=failure(error.__cause__ or error))
         cause = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
         return ServiceError(
             "internal", f"the model failed at this request{cause}", mend="Tell whoever runs the server."

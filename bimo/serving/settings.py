@@ -19,6 +19,12 @@ class ServeSettings(Settings):
     """A file of keys, as `--new_key` writes it; with it, every address of the server needs one of them."""
     runs: str = ""
     """A folder of runs whose curves and samples are shown."""
+    route: str = ""
+    """Which language goes to which model or adapter, where a request names none: zh=mandarin,de=tiny,default=tiny."""
+    packs: str = ""
+    """A folder of language packs for the first model; what is put there or taken away comes and goes at once."""
+    packs_s: float = 1.0
+    """Seconds between two looks into that folder."""
     guard: list[str] = field(default_factory=lambda: ["length", "hidden_characters", "forged_words", "personal_data"])
     """Rules that look at what goes in and comes out, such as personal_data(action="mask"); what they note is told, what
     they mask is not passed on, what they refuse is not answered."""
@@ -82,7 +88,16 @@ class ServeSettings(Settings):
         least |= {"max_body_bytes": 64, "max_header_bytes": 1024, "max_depth": 4, "max_values": 64}
         least |= {"max_connections": 2, "max_buffered_bytes": 64}
         found += [f"{n} must be at least {m}, is {getattr(self, n)}" for n, m in least.items() if getattr(self, n) < m]
-        for name in ("queue_s", "first_token_s", "answer_s", "header_s", "body_s", "write_s", "keep_alive_s"):
+        for name in (
+            "packs_s",
+            "queue_s",
+            "first_token_s",
+            "answer_s",
+            "header_s",
+            "body_s",
+            "write_s",
+            "keep_alive_s",
+        ):
             if not 0 < getattr(self, name) <= 86400:
                 found.append(f"{name} must lie in 0 … 86400 and not be 0, is {getattr(self, name)}")
         if not 0 <= self.drain_s <= 86400:
