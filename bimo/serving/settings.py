@@ -88,7 +88,8 @@ class ServeSettings(Settings):
         least |= {"max_body_bytes": 64, "max_header_bytes": 1024, "max_depth": 4, "max_values": 64}
         least |= {"max_connections": 2, "max_buffered_bytes": 64}
         found += [f"{n} must be at least {m}, is {getattr(self, n)}" for n, m in least.items() if getattr(self, n) < m]
-        for name in ("queue_s", "first_token_s", "answer_s", "header_s", "body_s", "write_s", "keep_alive_s", "packs_s"):
+        times = ("queue_s", "first_token_s", "answer_s", "header_s", "body_s", "write_s", "keep_alive_s", "packs_s")
+        for name in times:
             if not 0 < getattr(self, name) <= 86400:
                 found.append(f"{name} must lie in 0 … 86400 and not be 0, is {getattr(self, name)}")
         if not 0 <= self.drain_s <= 86400:

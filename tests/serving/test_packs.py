@@ -142,7 +142,9 @@ def test_a_pack_of_another_model_is_refused(whole: Path, small_tokenizer: Tokeni
         read_pack(whole, fingerprint(LM(small.model, other_words)))
 
 
-def test_a_pack_for_any_weights_fits_a_model_of_the_same_shape(small: LM, small_tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_pack_for_any_weights_fits_every_model_of_its_shape(
+    small: LM, small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     base = Fingerprint(fingerprint(small).shape, "")
     folder = write_pack(tmp_path / "any", small, "any", "de", base=base)
     assert read_pack(folder, fingerprint(new(small.model.spec, small_tokenizer, seed=99))).name == "any"
@@ -169,5 +171,3 @@ def test_the_manifest_collects_what_is_wrong() -> None:
         PackManifest(format=3, name="a/b", language="gremlin")
     with pytest.raises(UserError, match="sha256"):
         Fingerprint("abc")
-
-

