@@ -27,7 +27,8 @@ TEXT = "the cat sat on a mat 一只 猫"
 
 
 def drain_once(serve: Serve, small: LM) -> None:
-    running = serve([Echo(small, lambda chunks: time.sleep(0.02))], max_parallel=8)
+    go = threading.Event()
+    running = serve([Echo(small, lambda chunks: go.wait(20) and None)], max_parallel=8)
     with ThreadPoolExecutor(20) as pool:
         answers = [
             pool.submit(
@@ -43,6 +44,7 @@ def drain_once(serve: Serve, small: LM) -> None:
         assert "retry-after" in late.headers
         assert httpx.get(f"{running.url}/ready").status_code == 503
         assert httpx.get(f"{running.url}/health").status_code == 200
+        go.set()
         for answer in answers:
             found = answer.result()
             assert found.status_code == 200
@@ -158,6 +160,7 @@ def started(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], str]:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert " at http" in line, process.communicate(timeout=20)
+    assert process.stdout.readline().startswith("curl http"), "it says how to call it"
     return process, line.split(" at ")[1].split()[0]
 
 
@@ -172,11 +175,10 @@ def test_the_command_serves_drains_on_sigterm_and_ends_with_zero(folder: Path) -
             assert next(lines).startswith("data: ")
             process.send_signal(signal.SIGTERM)
             assert "data: [DONE]" in list(lines), "what is under way comes to its end"
-        out, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=20)
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert "curl http" in out
     events = [json.loads(line)["event"] for line in err.splitlines()]
     assert "request" in events
     assert "draining" in events
