@@ -73,6 +73,11 @@ class ServedModel:
         guests = (name for name, guest in self._guests.items() if not guest.hidden)
         return (self.name, *(adapter.name for adapter in self.adapters), *guests)
 
+    def _has_template(self, name: str) -> bool:
+        """Whether a guest brought a chat template."""
+        guest = self._guests.get(name)
+        return guest is not None and guest.tokenizer is not None
+
     def is_guest(self, name: str) -> bool:
         """Whether an adapter came later, hidden or not."""
         return name in self._guests
@@ -125,7 +130,7 @@ class ServedModel:
                 d_model=spec.d_model,
                 n_layers=spec.n_layers,
                 n_heads=spec.n_heads,
-                chat=lm.has_tokenizer and lm.tokenizer.has_chat_template,
+                chat=lm.has_tokenizer and (lm.tokenizer.has_chat_template or self._has_template(name)),
                 tasks=tuple(task.name for task in lm.tasks),
                 labels=tuple(labels_of(lm.tasks)),
                 created=self._opened,

@@ -89,12 +89,13 @@ class PackFolder:
                 self._take(name, signature)
         for name in [name for name in self._kept if name not in present]:
             if at_once or name in self._missing:
-                self._remove(self._kept.pop(name).name)
-                log.info("pack removed", extra={"model": name})
+                gone = self._kept.pop(name)
+                self._remove(gone.name)
+                log.info("pack removed", extra={"model": gone.name})
         self._missing = {name for name in self._kept if name not in present}
-        for gone in self._refused.keys() - present.keys():
-            del self._refused[gone]
-            self.problems.pop(gone, None)
+        for left in self._refused.keys() - present.keys():
+            del self._refused[left]
+            self.problems.pop(left, None)
         self._seen = present
 
     def start(self) -> None:

@@ -40,7 +40,10 @@ def parse(text: str) -> dict[str, str]:
         name, equals, model = (piece.strip() for piece in part.partition("="))
         if not equals or not name or not model:
             raise UserError(f"{part[:100]!r} is no route", where="--route", mend=_MEND)
-        language = DEFAULT if name.lower() == DEFAULT else language_code(name)
+        try:
+            language = DEFAULT if name.lower() == DEFAULT else language_code(name)
+        except UserError as error:
+            raise UserError(error.what, where="--route", mend=error.mend) from error
         if language in routes:
             raise UserError(f"there are two routes for {name!r}", where="--route", mend="Give each language one.")
         routes[language] = model
