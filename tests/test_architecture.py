@@ -27,6 +27,8 @@ MAY_IMPORT = {
     "flags": {"core"},
     "live": {"core", "training"},
     "applying": {"core", "tokenizer", "data", "engine", "tasks", "lm"},
+    "guard": {"core"},
+    "serving": {"core", "tokenizer", "model", "interop", "engine", "tasks", "applying", "guard", "lm", ""},
     "examples": {"core", "tokenizer", "data", "tasks", "training"},
     "lm": {"core", "tokenizer", "data", "model", "training", "interop", "engine", "evaluation", "examples", "tasks"},
     "testing": {"core", "model", "training", "evaluation", "lm"},
@@ -60,6 +62,7 @@ MAY_IMPORT = {
     "planning": {"core", "tokenizer", "data", "training", "preparing", "recipes"},
     "budgeting": {"core", "data", "model", "training", "preparing", "recipes"},
     "tuning": {"core", "tokenizer", "data", "training", "evaluation", "lm", "preparing", "recipes"},
+    "packing": {"core", "data", "model", "interop", "evaluation", "finetuning", "lm", "serving", "tasks"},
     "quantizing": {"core", "data", "model", "interop", "evaluation", "lm"},
     "cluster": {"core", "tokenizer", "data", "training", "preparing", "recipes", "tuning", ""},
     "cli": {
@@ -74,6 +77,7 @@ MAY_IMPORT = {
         "quantizing",
         "finetuning",
         "families",
+        "packing",
         "cluster",
         "flags",
         "recipes",
@@ -82,6 +86,7 @@ MAY_IMPORT = {
         "evaluation",
         "engine",
         "interop",
+        "serving",
         "",
     },
 }

@@ -28,6 +28,7 @@ DOCS = [
         "evaluation.md",
         "compare.md",
         "tasks.md",
+        "serving.md",
     )
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]

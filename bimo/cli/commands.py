@@ -19,6 +19,8 @@ from bimo.cli.comparing import compare
 from bimo.cli.data import check, prepare
 from bimo.cli.models import bench, evaluate, export, generate, quantize, verify
 from bimo.cli.options import INTERRUPTED
+from bimo.cli.packs import pack
+from bimo.cli.serving import serve
 from bimo.cli.start import demo, doctor
 from bimo.cli.training import plan, train
 from bimo.cli.tuning import tune
@@ -27,8 +29,8 @@ from bimo.core.errors import UserError, nearest
 _PATIENCE_S = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
-_MAKING = (doctor, demo, check, prepare, plan, train, tune)
-_USING = (generate, chat, translate, summarize, classify, evaluate, compare, verify, quantize, export, bench)
+_MAKING = (doctor, demo, check, prepare, plan, train, tune, pack)
+_USING = (generate, chat, translate, summarize, classify, serve, evaluate, compare, verify, quantize, export, bench)
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     verb.__name__: ((verb.__doc__ or "").strip(), verb) for verb in _MAKING + _USING
 }

@@ -59,7 +59,7 @@ def choose_runner(model: GPT | TextModel, settings: EngineSettings, adapters: Se
     Raises:
         UserError: The one that was asked for cannot.
     """
-    found = gpt_of(model) if adapters else as_it_lies(model)
+    found = as_it_lies(model)
     reason = "it was asked for" if settings.backend == "torch" else _only_torch(settings)
     reason = reason or reason_against(found, adapters)
     if not reason:

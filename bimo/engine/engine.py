@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from bimo.core.errors import UserError
+from bimo.engine.adapters import AdapterShelf
 from bimo.engine.answers import Completion
 from bimo.engine.choosing import TextModel, as_it_lies, choose_runner, gpt_of, is_gpt
 from bimo.engine.intake import Intake
@@ -76,7 +77,7 @@ class Engine(StepLoop):
         tokenizer: The tokenizer that a GPT was trained with; None: prompts are ids, and nothing is an end.
         settings: Memory, batch and arithmetic.
         draft: A small model with the same ids, which guesses; its guesses make no difference to the text.
-        adapters: LoRA adapters, which requests choose by name.
+        adapters: LoRA adapters, which requests choose by name; `add_adapter` and `remove_adapter` change them later.
         runner: What runs the model; None: the fastest that can.
     """
 
@@ -102,10 +103,9 @@ class Engine(StepLoop):
             spec = as_it_lies(draft).spec
             check_draft(self.spec.vocab_size, spec.vocab_size)
             small = spec.context_length, choose_runner(draft, settings)
-        numbers = {adapter.name: number for number, adapter in enumerate(adapters, start=1)}
         super().__init__(
             runner or choose_runner(model, settings, adapters),
-            Intake(self.spec, tokenizer, numbers),
+            Intake(self.spec, tokenizer, AdapterShelf(adapter.name for adapter in adapters)),
             settings,
             small,
         )
@@ -297,13 +297,14 @@ class Engine(StepLoop):
         want: Want = "generate",
         adapter: str = "",
         n_context: int = 0,
+        tenant: str = "",
     ) -> Request:
         """A request with a name of its own, for `submit`."""
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else _ids(prompt)
         if params is not None and not isinstance(params, SamplingParams):
             raise UserError(f"params must be SamplingParams, is {type(params).__name__}", mend="Make one of them.")
         name = f"request-{next(self._names)}"
-        return Request(name, tuple(ids), params or SamplingParams(), want, adapter, n_context)
+        return Request(name, tuple(ids), params or SamplingParams(), want, adapter, n_context, tenant)
 
     def _answers(
         self, requests: Sequence[Request], *, keep_errors: bool = False, on_progress: Tell | None = None

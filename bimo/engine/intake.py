@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bimo.core.errors import UserError, nearest
+from bimo.core.errors import UserError
 from bimo.core.spec import ModelSpec
+from bimo.engine.adapters import AdapterShelf
 from bimo.engine.answers import Writer
 from bimo.engine.jobs import Generation, Job, Pooling, Scoring
 from bimo.engine.request import Request, SamplingParams, room_after
@@ -29,10 +29,10 @@ class Intake:
     Args:
         spec: The model's shape.
         tokenizer: None: requests are in ids, and nothing is an end.
-        adapters: Numbers of the LoRA adapters by name, from 1 on.
+        adapters: The LoRA adapters that requests can choose.
     """
 
-    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer | None, adapters: Mapping[str, int]) -> None:
+    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer | None, adapters: AdapterShelf) -> None:
         self.spec, self.tokenizer, self.adapters = spec, tokenizer, adapters
         ends = frozenset[int]() if tokenizer is None else tokenizer.end_ids
         self.ends = frozenset(i for i in ends if i < spec.vocab_size)  # a tokenizer may have more ids than the model
@@ -54,11 +54,12 @@ class Intake:
         Raises:
             UserError: The model cannot do what is asked.
         """
+        adapter = self.adapters.number(request.adapter)  # once: the name may mean another one soon
         self._check(request)
         arrival = next(self._arrivals)
         if request.want == "generate":
-            return self._generation(request, arrival)
-        sequence = self._sequence(request, (arrival, 0))
+            return self._generation(request, arrival, adapter)
+        sequence = self._sequence(request, (arrival, 0), adapter)
         sequence.read_to = len(request.prompt) - (
             request.want == "score"
         )  # nothing is asked about the last one's output
@@ -68,7 +69,7 @@ class Intake:
         sequence.output_from = 0 if request.want == "mean" else None
         return Pooling(request, [sequence])
 
-    def _generation(self, request: Request, arrival: int) -> Job:
+    def _generation(self, request: Request, arrival: int, adapter: int) -> Job:
         import secrets  # here: with a seed, nothing is asked of the system
 
         params = request.params
@@ -78,12 +79,12 @@ class Intake:
             from bimo.engine.beams import BeamSearch
 
             rules = Rules(params, seed, self.ends, forbidden)
-            return BeamSearch(request, self._sequence(request, (arrival, 0)), rules, self.tokenizer)
+            return BeamSearch(request, self._sequence(request, (arrival, 0), adapter), rules, self.tokenizer)
         room = room_after(self.spec.context_length, request.prompt)
         numbers = range(params.n)
         return Generation(
             request,
-            [self._sequence(request, (arrival, number)) for number in numbers],
+            [self._sequence(request, (arrival, number), adapter) for number in numbers],
             [self._rules(params, seed_of(seed, number), forbidden) for number in numbers],
             [Writer(self.tokenizer, params, self.ends, room) for _ in numbers],
         )
@@ -104,7 +105,7 @@ class Intake:
         assert self.tokenizer is not None, "a request with a form and no tokenizer is refused"
         return Forms(self.tokenizer, self.spec.vocab_size)
 
-    def _sequence(self, request: Request, order: tuple[int, int]) -> Sequence:
+    def _sequence(self, request: Request, order: tuple[int, int], adapter: int) -> Sequence:
         room = room_after(self.spec.context_length, request.prompt)
         return Sequence(
             job=request.id,
@@ -113,7 +114,8 @@ class Intake:
             n_prompt=len(request.prompt),
             limit=len(request.prompt) + min(room, request.params.max_tokens),
             want=request.want,
-            adapter=self.adapters[request.adapter] if request.adapter else 0,
+            adapter=adapter,
+            tenant=request.tenant,
         )
 
     def _check(self, request: Request) -> None:
@@ -125,12 +127,6 @@ class Intake:
             wrong = next((i for i in ids if not 0 <= i < V), None)
             if wrong is not None:
                 raise UserError(f"id {wrong} is not in 0 … {V - 1}", where=name, mend="Use this model's ids.")
-        if request.adapter and request.adapter not in self.adapters:
-            known = ", ".join(self.adapters) or "none"
-            raise UserError(
-                f"there is no adapter {request.adapter!r}{nearest(request.adapter, self.adapters)}",
-                mend=f"The engine has: {known}.",
-            )
         if self.tokenizer is None and (params.stop or params.constrained):
             raise UserError("stop strings and constraints need a tokenizer", mend="Give the engine one.")
         if request.want == "score" and len(request.prompt) <= max(request.n_context, 1):

@@ -15,7 +15,7 @@ import numpy as np
 
 from bimo.core.errors import UserError
 from bimo.engine.answers import Completion, Writer
-from bimo.engine.request import Request
+from bimo.engine.request import EngineError, Request
 from bimo.engine.runner import Chunk, Rows
 from bimo.engine.sampling import DAMAGED, Floats, Rules, check_finite, log_total, next_token
 from bimo.engine.scheduler import Scheduler
@@ -30,6 +30,7 @@ class Job:
         sequences: Its texts.
 
     Attributes:
+        adapter: Number of the adapter that its texts have; 0: none.
         pieces: What can be shown and was not fetched yet: number of the answer, text.
         result: What came of it, when it is finished.
         error: Why nothing came of it.
@@ -39,6 +40,7 @@ class Job:
 
     def __init__(self, request: Request, sequences: list[Sequence]) -> None:
         self.request, self.sequences = request, sequences
+        self.adapter = sequences[0].adapter if sequences else 0
         self.pieces: deque[tuple[int, str]] = deque()
         self.result: Any = None
         self.error: UserError | None = None
@@ -158,7 +160,7 @@ class Pooling(Job):
         end = chunk.start + len(chunk.tokens)
         own = rows.astype(np.float64).sum(axis=0)  # (C,)
         if not np.isfinite(own).all():
-            raise UserError("the model's states are NaN or infinite", mend=DAMAGED)
+            raise EngineError("the model's states are NaN or infinite", mend=DAMAGED)
         self.sum = self.sum + own
         self.n_rows += len(rows)
         if sequence.output_from is not None:

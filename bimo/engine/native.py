@@ -7,7 +7,7 @@ integers in groups of 32, as in llama.cpp. What a row becomes does not depend on
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from bimo.core.machine import available_memory
 from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
 from bimo.engine.kernels.memory import lazy_memory
-from bimo.engine.native_model import NativeModel
+from bimo.engine.native_model import LaidOut, NativeModel
 from bimo.engine.runner import Chunk, Rows, Stage
 from bimo.engine.settings import EngineSettings, n_blocks
 from bimo.model.stored import StoredModel
@@ -75,6 +75,14 @@ class NativeRunner:
         """Copy the keys and values of a block, all layers."""
         self.kernels.call.bimo_copy_block(ctypes.byref(self.native.struct.cache), source, target)
 
+    def prepare_adapter(self, adapter: Adapter) -> LaidOut:
+        """Lay an adapter out."""
+        return self.native.lay_out(adapter)
+
+    def change_adapters(self, added: Mapping[int, LaidOut], dropped: Collection[int]) -> None:
+        """From the next step on, chunks may name other adapters."""
+        self.native.change_adapters(added, dropped)
+
     def stretch(self, length: int) -> int:
         """Always the same: texts whose frequencies change are not run natively."""
         return 0
@@ -111,7 +119,7 @@ class NativeRunner:
             _int32(ends),
             _int32([block for chunk in chunks for block in chunk.blocks]),
             _int32(tables[:-1]),
-            _int32([chunk.adapter for chunk in chunks]),
+            _int32([self.native.places[chunk.adapter] for chunk in chunks]),
             _int32(outputs),
         ]
         step = layout.Step(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bimo.core.errors import UserError
 from bimo.engine.kernels import layout
 from bimo.engine.kernels.library import Kernels
 from bimo.engine.kernels.memory import Arena, MappedFiles, give_back
@@ -47,10 +49,13 @@ def reason_against(model: GPT | StoredModel, adapters: Sequence[Adapter] = ()) -
         return of_modules
     if spec.rope_scaling.kind == "longrope":
         return "its rotary frequencies change with the length of a text (longrope)"
+    return _outside_layers(adapters)
+
+
+def _outside_layers(adapters: Sequence[Adapter]) -> str:
+    """What an adapter changes beside the layers; '': nothing."""
     outside = [path for adapter in adapters for path in adapter.parts if not path.startswith("layers.")]
-    if outside:
-        return f"an adapter changes {outside[0]}"
-    return ""
+    return f"an adapter changes {outside[0]}" if outside else ""
 
 
 def _of_parts(spec: ModelSpec) -> str:
@@ -100,13 +105,29 @@ def unknown_part(model: GPT, *also: type) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class LaidOut:
+    """An adapter as the kernels read it.
+
+    Attributes:
+        entries: By layer and matrix: number of the layer times that of the matrices, and the matrix.
+        arrays: The memory that they point to.
+    """
+
+    entries: dict[int, layout.LowRank]
+    arrays: tuple[NDArray[np.float32], ...]
+
+
 class NativeModel:
     """The structs that a step reads, and what keeps their memory alive.
 
     Args:
         model: A model that `reason_against` has nothing against.
         kernels: Whose panels it is packed into.
-        adapters: LoRA adapters of a torch model, numbered from 1.
+        adapters: LoRA adapters, numbered from 1.
+
+    Attributes:
+        places: Of the adapters in the kernels' table, by number; counted from 1, 0 is none.
     """
 
     def __init__(self, model: GPT | StoredModel, kernels: Kernels, adapters: Sequence[Adapter] = ()) -> None:
@@ -148,8 +169,14 @@ class NativeModel:
             head=head if "lm_head.weight" in stored.tensors else embeddings,
             norm=self._norm("norm"),
             learned_positions=None if learned is None else self._floats(learned.floats()),
-            adapters=self._adapters(model, adapters),
         )
+        self._laid_out_adapters: dict[int, LaidOut] = {}
+        self.places = {0: 0}
+        if adapters:
+            from bimo.model.lora import check_names
+
+            check_names(adapters)
+            self.change_adapters({n: self.lay_out(adapter) for n, adapter in enumerate(adapters, start=1)}, ())
         self.need_positions(min(spec.context_length, 1024))
 
     def need_positions(self, count: int) -> None:
@@ -230,22 +257,39 @@ class NativeModel:
         numbers = weight.floats() + np.float32(self.spec.norm == "rmsnorm_1p")
         return layout.Norm(self._floats(numbers), None if bias is None else self._floats(bias.floats()))
 
-    def _adapters(self, model: GPT | StoredModel, adapters: Sequence[Adapter]) -> Any:
-        if not adapters:
-            return None
-        from bimo.model.lora import check_adapters
+    def lay_out(self, adapter: Adapter) -> LaidOut:
+        """An adapter as the kernels read it.
 
-        assert not isinstance(model, StoredModel), "adapters come with a torch model, which they are checked against"
-        check_adapters(model, adapters)
-        n_layers = self.stored.n_layers
-        table = (layout.LowRank * (len(adapters) * n_layers * len(layout.PLACES)))()
-        for number, adapter in enumerate(adapters):
-            for path, part in adapter.parts.items():
-                layer, place = int(path.split(".")[1]), layout.PLACES.index(path.rpartition(".")[2])
-                entry = table[(number * n_layers + layer) * len(layout.PLACES) + place]
-                entry.a, entry.b = (self._floats(m.detach().float().contiguous().numpy()) for m in (part.down, part.up))
-                entry.scale, entry.rank = part.scale, part.down.shape[0]
-        return ctypes.cast(table, ctypes.POINTER(layout.LowRank))
+        Raises:
+            UserError: It does not fit the model, or changes what the kernels let no adapter change.
+        """
+        shapes = {path.removesuffix(".weight"): tensor.shape for path, tensor in self.stored.tensors.items()}
+        linears = {path: (s[0], s[1]) for path, s in shapes.items() if len(s) == 2 and path.startswith("layers.")}
+        reason = _outside_layers([adapter])
+        if reason:
+            mend = "Give it to the engine when that is made, or use backend='torch'."
+            raise UserError(f"the native kernels cannot run it: {reason}", where=f"adapter {adapter.name!r}", mend=mend)
+        adapter.check_shapes(linears, tied=self.spec.tied_embeddings)
+        entries, arrays = {}, []
+        for path, part in adapter.parts.items():
+            place = int(path.split(".")[1]) * len(layout.PLACES) + layout.PLACES.index(path.rpartition(".")[2])
+            down, up = (m.detach().cpu().float().contiguous().numpy() for m in (part.down, part.up))
+            arrays += [down, up]
+            entries[place] = layout.LowRank(down.ctypes.data, up.ctypes.data, part.scale, down.shape[0])
+        return LaidOut(entries, tuple(arrays))
+
+    def change_adapters(self, added: Mapping[int, LaidOut], dropped: Collection[int]) -> None:
+        """From the next step on there are adapters of new numbers, and those of other numbers no more."""
+        kept = {number: laid for number, laid in self._laid_out_adapters.items() if number not in dropped}
+        self._laid_out_adapters = adapters = {**kept, **added}
+        size = self.stored.n_layers * len(layout.PLACES)
+        table = (layout.LowRank * (len(adapters) * size))()
+        for row, laid in enumerate(adapters.values()):
+            for place, entry in laid.entries.items():
+                table[row * size + place] = entry
+        self.places = {0: 0, **{number: place for place, number in enumerate(adapters, start=1)}}
+        self._table = table  # its memory is held as long as the struct points there
+        self.struct.adapters = ctypes.cast(table, ctypes.POINTER(layout.LowRank))
 
     def _floats(self, numbers: NDArray[np.float32]) -> int:
         """Address of float32 numbers, which are kept."""

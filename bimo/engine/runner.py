@@ -8,12 +8,15 @@ when it is free again, is policy (`blocks.py`) and none of the runner's business
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from bimo.model.lora import Adapter
 
 Rows = NDArray[np.float32]
 """Outputs of a step, one row for each position: logits (n, V) or hidden states (n, C)."""
@@ -85,6 +88,23 @@ class Runner(Protocol):
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of a block, all layers: two sequences that shared it go separate ways."""
+        ...
+
+    def prepare_adapter(self, adapter: Adapter) -> Any:
+        """Lay a LoRA adapter out for `change_adapters`. From any thread, also while a step runs.
+
+        Raises:
+            UserError: It does not fit the model, or this runner cannot run it.
+        """
+        ...
+
+    def change_adapters(self, added: Mapping[int, Any], dropped: Collection[int]) -> None:
+        """From the next step on, chunks may name other adapters. Between steps only.
+
+        Args:
+            added: What `prepare_adapter` made, by numbers that no adapter had before.
+            dropped: Numbers that no chunk will name any more.
+        """
         ...
 
     def stretch(self, length: int) -> int:

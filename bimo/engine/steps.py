@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from bimo.core.errors import UserError
 from bimo.engine.blocks import BlockPool
 from bimo.engine.intake import Intake
 from bimo.engine.jobs import Generation, Job
-from bimo.engine.request import Request
+from bimo.engine.request import EngineError, Request
 from bimo.engine.runner import Chunk, Rows, Runner
 from bimo.engine.sampling import Rules
 from bimo.engine.scheduler import Scheduler
@@ -26,6 +26,7 @@ from bimo.engine.settings import EngineSettings
 
 if TYPE_CHECKING:
     from bimo.engine.speculation import Guesser
+    from bimo.model.lora import Adapter
 
 Planned = tuple[Sequence, Chunk]
 _REMEMBERED_STEPS = 64
@@ -88,10 +89,12 @@ class StepLoop:
                 context_length=draft[0],
             )  # fmt: skip
         self.jobs: dict[str, Job] = {}
-        self._door = threading.Lock()  # held for a moment
+        self._door = threading.RLock()  # held for a moment
         self._stepping = threading.Lock()  # held for a step
         self._arrived: deque[Job] = deque()
         self._cancelled: deque[str] = deque()
+        self._changing = threading.Lock()  # held while adapters are changed
+        self._changes: deque[Callable[[], None]] = deque()
         self._driver: threading.Thread | None = None
         self._n_tokens = self._n_guessed = self._n_accepted = 0
         self._times: deque[tuple[float, int]] = deque(maxlen=_REMEMBERED_STEPS)
@@ -102,18 +105,54 @@ class StepLoop:
         Raises:
             UserError: The model cannot do what is asked.
         """
-        job = self.intake.job(request)
-        with self._door:
-            if request.id in self.jobs:
-                raise UserError(f"a request {request.id!r} is under way already", mend="Give each an id of its own.")
-            self.jobs[request.id] = job
-            self._arrived.append(job)
-        return job
+        while True:
+            job = self.intake.job(request)
+            with self._door:
+                if request.id in self.jobs:
+                    mend = "Give each an id of its own."
+                    raise UserError(f"a request {request.id!r} is under way already", mend=mend)
+                if self.intake.adapters.is_current(job.adapter):  # else its adapter has gone, or was replaced, just now
+                    self.jobs[request.id] = job
+                    self._arrived.append(job)
+                    return job
 
     def cancel(self, request_id: str) -> None:
         """Give a request up and free its blocks, after the step that is running, if one is. From any thread."""
         self._cancelled.append(request_id)
         self._sweep()
+
+    def add_adapter(self, adapter: Adapter, *, replace: bool = False) -> None:
+        """Let requests choose one more adapter, from now on. From any thread but the one that is inside a step.
+
+        Args:
+            adapter: It is laid out here, while steps go on; between two of them it comes in.
+            replace: If there is one of its name: requests under way keep that, new ones get this.
+
+        Raises:
+            UserError: It does not fit the model, or there is one of its name.
+        """
+        shelf = self.intake.adapters
+        prepared = self.runner.prepare_adapter(adapter)
+        with self._changing:
+            if not adapter.name or (adapter.name in shelf.numbers and not replace):
+                what = f"there is an adapter {adapter.name!r} already" if adapter.name else "the adapter has no name"
+                raise UserError(what, mend="Give each a name of its own, or remove the one that is there.")
+            number = shelf.new_number()
+            self._between_steps(lambda: self.runner.change_adapters({number: prepared}, ()))
+            with self._door:
+                shelf.put(adapter.name, number)
+            self._between_steps(lambda: None)  # one that was replaced goes, if nobody uses it
+
+    def remove_adapter(self, name: str) -> None:
+        """Let no new request choose an adapter; those under way are finished with it, then its memory is free.
+
+        Raises:
+            UserError: There is no such adapter.
+        """
+        with self._changing:
+            with self._door:
+                self.intake.adapters.retire(name)
+            self._between_steps(lambda: None)
 
     def step(self) -> bool:
         """Do one step; returns whether there is more to do."""
@@ -187,10 +226,35 @@ class StepLoop:
                 self.scheduler.add(sequence)
         for _ in range(n_cancelled):
             self._fail(self._cancelled.popleft(), None)
+        while self._changes:
+            self._changes.popleft()()
+        with self._door:
+            idle = self.intake.adapters.take_idle({job.adapter for job in self.jobs.values()})
+        if idle:
+            self.runner.change_adapters({}, idle)
+
+    def _between_steps(self, change: Callable[[], None]) -> None:
+        """Have something done while no step runs, and wait for it."""
+        done, errors = threading.Event(), list[Exception]()
+
+        def changing() -> None:
+            try:
+                change()
+            except Exception as error:  # who asked for the change gets it, not who runs the step
+                errors.append(error)
+            finally:
+                done.set()
+
+        self._changes.append(changing)
+        self._sweep()
+        while not done.wait(0.05):  # who runs steps does it at the end of one; if that failed, nobody did
+            self._sweep()
+        if errors:
+            raise errors[0]
 
     def _sweep(self) -> None:
-        """See to what is given up, unless a step is running, at whose end somebody does it."""
-        while self._cancelled and self._stepping.acquire(blocking=False):
+        """See to what is given up or changed, unless a step is running, at whose end somebody does it."""
+        while (self._cancelled or self._changes) and self._stepping.acquire(blocking=False):
             try:
                 self._take_in()
             finally:
@@ -254,6 +318,8 @@ def _as_user_error(error: Exception) -> UserError:
     """An error as its request gets it."""
     if isinstance(error, UserError):
         return error
-    wrapped = UserError(f"the request failed ({type(error).__name__}: {error})", mend="The engine goes on without it.")
+    wrapped = EngineError(
+        f"the request failed ({type(error).__name__}: {error})", mend="The engine goes on without it."
+    )
     wrapped.__cause__ = error
     return wrapped

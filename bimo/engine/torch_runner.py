@@ -7,7 +7,7 @@ settled once per group and kind of block, as slots and a mask, and not again in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,6 +112,15 @@ class TorchRunner:
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of a block, all layers."""
         self.cache.copy_block(source, target)
+
+    def prepare_adapter(self, adapter: Adapter) -> Adapter:
+        """See whether an adapter fits."""
+        adapter.check(self.model)
+        return adapter
+
+    def change_adapters(self, added: Mapping[int, Adapter], dropped: Collection[int]) -> None:
+        """From the next step on, chunks may name other adapters."""
+        self.adapters.change(added, dropped)
 
     def stretch(self, length: int) -> int:
         """Which set of rotary frequencies a text of so many tokens has."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from bimo.engine.engine import Engine
 from bimo.engine.jobs import Job
 from bimo.engine.runner import Chunk, Rows, Runner, Stage
 from bimo.engine.sequence import Sequence as Text
+
+if TYPE_CHECKING:
+    from bimo.model.lora import Adapter
 
 _PHASES = "engine"
 
@@ -139,6 +142,14 @@ class _TracedRunner:
     def copy_block(self, source: int, target: int) -> None:
         """See `Runner`."""
         self.runner.copy_block(source, target)
+
+    def prepare_adapter(self, adapter: Adapter) -> Any:
+        """See `Runner`."""
+        return self.runner.prepare_adapter(adapter)
+
+    def change_adapters(self, added: Mapping[int, Any], dropped: Collection[int]) -> None:
+        """See `Runner`."""
+        self.runner.change_adapters(added, dropped)
 
     def stretch(self, length: int) -> int:
         """See `Runner`."""

@@ -8,7 +8,7 @@ row asks, so that one model in memory serves many adapters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,21 +59,30 @@ class Adapter:
         Raises:
             UserError: A module is not there or not linear, a shape is not the module's, or a number is not finite.
         """
-        linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+        modules = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+        shapes = {path: (module.out_features, module.in_features) for path, module in modules.items()}
+        self.check_shapes(shapes, tied=model.spec.tied_embeddings)
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, int]], *, tied: bool) -> None:
+        """The same for linear layers by their (out, in) alone; tied: the head is the same matrix as the embeddings.
+
+        Raises:
+            UserError: As `check`.
+        """
         for path, part in self.parts.items():
-            problem = _problem(path, part, linears, tied=model.spec.tied_embeddings)
+            problem = _problem(path, part, shapes, tied=tied)
             if problem:
                 raise UserError(problem, where=f"adapter {self.name!r}", mend="Use the model that it was trained on.")
 
 
-def _problem(path: str, part: LowRank, linears: Mapping[str, nn.Linear], *, tied: bool) -> str:
+def _problem(path: str, part: LowRank, shapes: Mapping[str, tuple[int, int]], *, tied: bool) -> str:
     """What is wrong with a part; '' when it fits."""
-    if path not in linears:
-        return f"the model has no linear layer {path!r}{nearest(path, linears)}"
+    if path not in shapes:
+        return f"the model has no linear layer {path!r}{nearest(path, shapes)}"
     if path == "lm_head" and tied:
         return "it changes the head, which is the same matrix as the embeddings"
-    linear, rank = linears[path], part.down.shape[0]
-    wanted = ((rank, linear.in_features), (linear.out_features, rank))
+    (n_out, n_in), rank = shapes[path], part.down.shape[0]
+    wanted = ((rank, n_in), (n_out, rank))
     found = (tuple(part.down.shape), tuple(part.up.shape))
     if found != wanted:
         return f"{path} has matrices of {found[0]} and {found[1]}, the model wants {wanted[0]} and {wanted[1]}"
@@ -88,12 +97,21 @@ def check_adapters(model: GPT, adapters: Sequence[Adapter]) -> None:
     Raises:
         UserError: One does not fit, or two have the same name.
     """
+    check_names(adapters)
+    for adapter in adapters:
+        adapter.check(model)
+
+
+def check_names(adapters: Sequence[Adapter]) -> None:
+    """Whether each adapter has a name of its own.
+
+    Raises:
+        UserError: Two have the same.
+    """
     names = [adapter.name for adapter in adapters]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two adapters are called {twice!r}", mend="Give each a name of its own.")
-    for adapter in adapters:
-        adapter.check(model)
 
 
 @torch.no_grad()
@@ -121,16 +139,22 @@ class AdapterSet:
     Args:
         model: The model, which stays as it is.
         adapters: Number 1, 2, …; 0 is the model alone.
-
-    Attributes:
-        names: Of the adapters, in order.
     """
 
     def __init__(self, model: GPT, adapters: Sequence[Adapter]) -> None:
         check_adapters(model, adapters)
-        self.names = [adapter.name for adapter in adapters]
-        paths = dict.fromkeys(path for adapter in adapters for path in adapter.parts)
-        self._layers = [_Layer.of(model.get_submodule(path), [a.parts.get(path) for a in adapters]) for path in paths]
+        self._model = model
+        self._adapters: dict[int, Adapter] = {}
+        self.change(dict(enumerate(adapters, start=1)))
+
+    def change(self, added: Mapping[int, Adapter], dropped: Collection[int] = ()) -> None:
+        """Have adapters that fit under new numbers, and those of other numbers no more."""
+        kept = {number: adapter for number, adapter in self._adapters.items() if number not in dropped}
+        self._adapters = {**kept, **added}
+        every = list(self._adapters.values())
+        paths = dict.fromkeys(path for adapter in every for path in adapter.parts)
+        self._layers = [_Layer.of(self._model.get_submodule(p), [a.parts.get(p) for a in every]) for p in paths]
+        self._rows = {0: 0, **{number: row for row, number in enumerate(self._adapters, start=1)}}
 
     @contextmanager
     def chosen(self, numbers: Sequence[int]) -> Iterator[None]:
@@ -139,11 +163,12 @@ class AdapterSet:
             yield
             return
         for number in numbers:
-            assert 0 <= number <= len(self.names), f"adapter {number} was asked for, there are {len(self.names)}"
+            assert number in self._rows, f"adapter {number} was asked for, there are {sorted(self._rows)}"
         rows: Tensor | None = None
         with ExitStack() as stack:
             for layer in self._layers:
-                rows = rows if rows is not None else torch.tensor(numbers, device=layer.down.device)
+                if rows is None:
+                    rows = torch.tensor([self._rows[n] for n in numbers], device=layer.down.device)
                 stack.enter_context(layer.adding(rows))
             yield
 

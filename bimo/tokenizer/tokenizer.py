@@ -6,10 +6,12 @@ text like any other characters. The file is Hugging Face's `tokenizer.json`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -209,6 +211,13 @@ class Tokenizer:
 
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             return list(pool.map(self.encode_array, texts))
+
+    def with_template(self, template: str) -> Tokenizer:
+        """The same tokenizer, with another chat template."""
+        other = copy.copy(self)
+        other.special = replace(self.special, template=template)
+        other.__dict__.pop("_template", None)  # of the old one
+        return other
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation, in the format of `special.template`; no content can forge a control token.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bimo import ModelSpec, SamplingParams
+from bimo.engine.adapters import AdapterShelf
 from bimo.engine.intake import Intake
 from bimo.engine.request import Request
 from bimo.engine.runner import Chunk, Rows
@@ -93,7 +94,7 @@ def _row(entries: Sequence[tuple[int, int]]) -> np.ndarray:
 
 def loop(runner: TextRunner, settings: EngineSettings | None = None, ends: frozenset[int] = frozenset()) -> StepLoop:
     """An engine's steps on a runner; there are two adapters."""
-    intake = Intake(ModelSpec(vocab_size=V, context_length=CONTEXT), None, {"a": 1, "b": 2})
+    intake = Intake(ModelSpec(vocab_size=V, context_length=CONTEXT), None, AdapterShelf(["a", "b"]))
     intake.ends = ends
     return StepLoop(runner, intake, settings or EngineSettings())
 
