@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from bimo.serving.answering import Working, send_json, within
+from bimo.serving.answering import Working, send_json, send_list, within
 from bimo.serving.asking import chat_wish, completion_wish
 from bimo.serving.bounds import Send
 from bimo.serving.contract import ApplyCall, AttentionCall, EmbedCall, Task
@@ -140,13 +140,13 @@ async def _embedded(gateway: Gateway, visit: Visit, asked: EmbeddingRequest, sen
         found = await within(gateway.settings.answer_s, gateway.service.embed(call), "the answer")
         visit.prompt_tokens = place.used = found.prompt_tokens
     base64_wanted = asked.encoding_format == "base64"
-    data = [
-        {"object": "embedding", "index": number, "embedding": _base64(vector) if base64_wanted else list(vector)}
+    data = (
+        {"object": "embedding", "index": number, "embedding": _base64(vector) if base64_wanted else vector}
         for number, vector in enumerate(found.vectors)
-    ]
+    )
     usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
     about = _about(routed, told)
-    await send_json(send, {"object": "list", "model": card.name, "data": data, "usage": usage, "bimo": about})
+    await send_list(send, {"object": "list", "model": card.name, "usage": usage, "bimo": about}, "data", data)
 
 
 async def _moderated(gateway: Gateway, visit: Visit, asked: ModerationRequest, send: Send) -> None:
