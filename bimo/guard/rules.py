@@ -24,12 +24,14 @@ def _checked(action: str) -> Action:
 
 
 class Length:
-    """Texts that are too long.
+    """Texts that are too long to go in; what comes out has a limit of its own, in tokens.
 
     Args:
         most: Characters that a text may have.
         action: What becomes of a longer one.
     """
+
+    sides = "input"
 
     def __init__(self, most: int = 1_000_000, action: str = "refuse") -> None:
         if most < 1:
@@ -38,7 +40,8 @@ class Length:
 
     def check(self, text: str, side: Side) -> list[Verdict]:
         """See `Guard`."""
-        return [Verdict("length", 1.0, self.action, self.most, len(text))] if len(text) > self.most else []
+        long = side == "input" and len(text) > self.most
+        return [Verdict("length", 1.0, self.action, self.most, len(text))] if long else []
 
 
 class HiddenCharacters:

@@ -17,7 +17,7 @@ from bimo.serving.contract import ApplyCall, AttentionCall, EmbedCall, Task
 from bimo.serving.errors import ApiError
 from bimo.serving.gateway import Gateway, Routed, Visit
 from bimo.serving.generating import Generating
-from bimo.serving.guarding import Told, guarded_input, guarded_output
+from bimo.serving.guarding import Told, checked, guarded_input, guarded_output
 from bimo.serving.protocol import (
     AttentionRequest,
     ChatRequest,
@@ -154,7 +154,7 @@ async def _moderated(gateway: Gateway, visit: Visit, asked: ModerationRequest, s
     _check_count(gateway, texts)
     rules = await gateway.guard.rules()
     results = []
-    for verdicts in await gateway.guard.check(texts, "input"):
+    for verdicts in await checked(gateway.guard, texts, "input"):
         kinds = [*rules, *dict.fromkeys(v.rule for v in verdicts if v.rule not in rules)]
         scores = {
             kind: max((v.score for v in verdicts if v.rule == kind or v.rule.startswith(f"{kind}/")), default=0.0)
