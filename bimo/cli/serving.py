@@ -67,9 +67,8 @@ def _new_key(name: str, path: str) -> int:
 
 
 def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
-    from bimo.guard import made_chain
     from bimo.serving.app import make_app
-    from bimo.serving.guarding import LocalGuard
+    from bimo.serving.guarding import local_guard
     from bimo.serving.keys import KeyRing, read_keys
     from bimo.serving.local import LocalEngine
     from bimo.serving.logs import log_to
@@ -78,7 +77,7 @@ def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
     from bimo.serving.running import serve as run
 
     keys = read_keys(Path(settings.keys)) if settings.keys else KeyRing()
-    guard = LocalGuard(made_chain(settings.guard))
+    guard = local_guard(settings.guard)
     if settings.runs and not Path(settings.runs).is_dir():
         raise UserError("there is no such folder", where=f"--runs {settings.runs}", mend="Name the folder of runs.")
     own = listen(settings)  # all this before a model is loaded: what is wrong is said at once

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bimo.guard import Chain, Side, Verdict, masked
+from bimo.guard import Chain, Side, Verdict, made_chain, masked
 from bimo.serving.contract import GuardService, GuardVerdict, ServiceError
 from bimo.serving.errors import ApiError
 
@@ -42,6 +42,15 @@ class LocalGuard:
             [GuardVerdict(v.rule, v.score, v.action, v.start, v.end) for v in self._chain.check(text, side)]
             for text in texts
         ]
+
+
+def local_guard(rules: Sequence[str]) -> LocalGuard:
+    """The guard of rules that are named like `personal_data(action="mask")`, in this process.
+
+    Raises:
+        UserError: A rule is unknown, or refuses its parameters.
+    """
+    return LocalGuard(made_chain(rules))
 
 
 class Told:
