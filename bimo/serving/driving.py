@@ -8,23 +8,21 @@ unknown state, so that everything under way fails with `EngineGoneError` and ano
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bimo.core.errors import UserError
 from bimo.serving.contract import EngineStats
+from bimo.serving.logs import failure, log
 
 if TYPE_CHECKING:
     from bimo.engine import Engine, Request
     from bimo.engine.jobs import Job
 
 State = Literal["starting", "ready", "restarting", "stopped"]
-_log = logging.getLogger("bimo.serving")
 _PAUSE_S = 1.0  # between attempts to make an engine
 
 
@@ -161,24 +159,19 @@ class Driver:
         if self.state == "stopped":
             return
         self.state = "restarting"
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        at = f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else ""
-        # Not the error's words: they may hold text of a user.
-        _log.error("engine died", extra={"model": self.name, "error": type(error).__name__, "place": at})
+        log.error("engine died", extra={"model": self.name, **failure(error)})
         self._give_up("the engine died, and is started again")
         while self.state == "restarting":
             try:
                 self.engine = self._make()
-            except Exception as failure:  # told in the log; the front says 503 meanwhile
-                _log.error("engine cannot be made", extra={"model": self.name, "error": type(failure).__name__})
+            except Exception as again:  # told in the log; the front says 503 meanwhile
+                log.error("engine cannot be made", extra={"model": self.name, **failure(again)})
                 time.sleep(_PAUSE_S)
                 continue
             self.n_restarts += 1
             if self.state == "restarting":
                 self.state = "ready"
-                _log.info("engine runs again", extra={"model": self.name})
+                log.info("engine runs again", extra={"model": self.name})
 
     def _give_up(self, why: str) -> None:
         """Whoever waits for this engine gets an error."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 
 from bimo.core.errors import UserError, nearest
 from bimo.engine import Completion, SamplingParams
@@ -91,15 +94,57 @@ class LocalEngine:
 
     async def embed(self, call: EmbedCall) -> Embedded:
         """See `EngineService`."""
-        raise ServiceError("internal", "not yet")
+        watcher = Watcher(asyncio.get_running_loop())
+        model = self._model(call.model)
+        jobs: list[Job] = []
+        self._under_way += 1
+        try:
+            for text in call.texts:
+                jobs.append(await self._submitted(model, partial(_pooled, model, call, text, watcher)))
+            while not all(job.finished.is_set() for job in jobs):
+                await watcher.news.wait()
+                watcher.news.clear()
+            failed = next((job.error for job in jobs if job.error is not None), None)
+            if failed is not None:
+                raise _service_error(failed)
+            vectors = await asyncio.wrap_future(self._readers.submit(_unit_vectors, [job.result for job in jobs]))
+            return Embedded(vectors, sum(len(job.request.prompt) for job in jobs))
+        except UserError as error:
+            raise _service_error(error) from error
+        finally:
+            self._under_way -= 1
+            for job in jobs:
+                model.driver.cancel(job)
 
     async def apply(self, call: ApplyCall) -> Applied:
         """See `EngineService`."""
-        raise ServiceError("internal", "not yet")
+        from bimo.serving.applications import AppliedEngine, applied
+
+        model = self._model(call.model)
+        engine = AppliedEngine(model, call.model, call.tenant)
+        return await self._worked(self._appliers, lambda: applied(model, engine, call), engine.give_up)
 
     async def attention(self, call: AttentionCall) -> Attention:
         """See `EngineService`."""
-        raise ServiceError("internal", "not yet")
+        from bimo.serving.attending import attention_of
+
+        model = self._model(call.model)
+        return await self._worked(self._readers, lambda: attention_of(model, call), lambda: None)
+
+    async def _worked(
+        self, pool: ThreadPoolExecutor, work: Callable[[], Result], give_up: Callable[[], None]
+    ) -> Result:
+        """What a thread works out; when nobody waits any more, it is told so."""
+        self._under_way += 1
+        try:
+            return await asyncio.wrap_future(pool.submit(work))
+        except asyncio.CancelledError:
+            give_up()
+            raise
+        except UserError as error:
+            raise _service_error(error) from error
+        finally:
+            self._under_way -= 1
 
     async def stats(self) -> ServiceStats:
         """See `EngineService`."""
@@ -137,6 +182,17 @@ class LocalEngine:
         except asyncio.CancelledError:
             future.add_done_callback(lambda done: _forgotten(model, done))
             raise
+
+
+def _pooled(model: ServedModel, call: EmbedCall, text: str | tuple[int, ...], watcher: Watcher) -> Job:
+    """In a thread: a text, read and handed to the engine."""
+    return model.submit(call.model, model.ids(text), None, watcher, want="mean", tenant=call.tenant)
+
+
+def _unit_vectors(rows: Sequence[NDArray[np.float32]]) -> tuple[tuple[float, ...], ...]:
+    found = np.stack(rows)
+    found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return tuple(tuple(row) for row in found.tolist())
 
 
 class _Shown:

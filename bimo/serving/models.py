@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ class ServedModel:
         self.name, self.lm, self.adapters = name, lm, tuple(adapters)
         self._settings = settings or lm.engine_settings
         self._opened = int(time.time())
-        self._reading = threading.Lock()  # a chat template has one budget
+        _warm_up(lm)
         self.driver = Driver(name, self._engine)
 
     def _engine(self) -> Engine:
@@ -79,13 +79,10 @@ class ServedModel:
         Raises:
             UserError: It has no chat template, or a message is not well formed.
         """
-        with self._reading:
-            if messages:
-                said = [{"role": message.role, "content": message.content} for message in messages]
-                return tuple(self.lm.tokenizer.encode_chat(said, add_generation_prompt=True))
-            if isinstance(prompt, str):
-                return tuple(self.driver.engine.prompt_ids(prompt))
-        return prompt
+        if messages:
+            said = [{"role": message.role, "content": message.content} for message in messages]
+            return tuple(self.lm.tokenizer.encode_chat(said, add_generation_prompt=True))
+        return tuple(self.driver.engine.prompt_ids(prompt)) if isinstance(prompt, str) else prompt
 
     def submit(
         self,
@@ -112,6 +109,10 @@ class ServedModel:
         ends = self.driver.engine.intake.ends
         return tuple(self._info(found) for found in logprobs if found.token not in ends)
 
+    def texts_of(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Each id as a person reads it; control tokens by their names."""
+        return tuple(self._text(i) for i in ids)
+
     def _info(self, found: TokenLogprob) -> TokenInfo:
         top = tuple(TokenInfo(self._text(i), logprob, tuple(self._bytes[i])) for i, logprob in found.top)
         return TokenInfo(self._text(found.token), found.logprob, tuple(self._bytes[found.token]), top)
@@ -127,6 +128,14 @@ class ServedModel:
     @cached_property
     def _control(self) -> Mapping[int, str]:
         return {i: name for name, i in self.lm.tokenizer.control_tokens.items()} if self.lm.has_tokenizer else {}
+
+
+def _warm_up(lm: LM) -> None:
+    """Have the tokenizer make what it makes at its first text, before several threads use it."""
+    if lm.has_tokenizer:
+        lm.tokenizer.encode("a")
+        with suppress(UserError):  # a template that wants other messages, or none
+            lm.tokenizer.encode_chat([{"role": "user", "content": "a"}])
 
 
 def open_models(
