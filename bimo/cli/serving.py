@@ -11,7 +11,9 @@ from bimo.core.errors import UserError, require
 from bimo.core.registry import import_modules
 
 if TYPE_CHECKING:
+    from bimo.engine.settings import EngineSettings
     from bimo.flags import Parser
+    from bimo.serving.places import PlaceSettings
     from bimo.serving.settings import ServeSettings
 
 
@@ -19,6 +21,7 @@ def serve(arguments: list[str]) -> int:
     """Serve models over HTTP in the dialect of OpenAI, with translation, summaries and labels."""
     from bimo.engine.settings import EngineSettings
     from bimo.flags import settings_values
+    from bimo.serving.places import PlaceSettings
     from bimo.serving.settings import ServeSettings
 
     parser = _parser()
@@ -26,18 +29,20 @@ def serve(arguments: list[str]) -> int:
     settings = ServeSettings.from_dict(settings_values(options, ServeSettings))
     if options.new_key:
         return _new_key(options.new_key, settings.keys)
-    if not options.models:
+    place = PlaceSettings.from_dict(settings_values(options, PlaceSettings))
+    if not options.models and not place.engine_url:
         raise UserError("no model is named", where="bimo serve", mend="For example: bimo serve runs/demo.")
-    for module in ("fastapi", "uvicorn", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "prometheus_client", "httpx"):
         require(module, "serve")
     engine = EngineSettings.from_dict(options.engine.as_dict())
     import_modules(options.modules)
-    return _serve(options, settings, engine)
+    return _serve(options, settings, place, engine)
 
 
 def _parser() -> Parser:
     from bimo.engine.settings import EngineSettings
     from bimo.flags import add_settings
+    from bimo.serving.places import PlaceSettings
     from bimo.serving.settings import ServeSettings
 
     parser = make_parser("serve", serve)
@@ -51,6 +56,7 @@ def _parser() -> Parser:
     parser.add_argument("--new_key", type=str, default="", help=text)
     add_modules(parser)
     add_settings(parser, ServeSettings)
+    add_settings(parser, PlaceSettings)
     add_settings(parser, EngineSettings, "engine.")
     return parser
 
@@ -66,31 +72,35 @@ def _new_key(name: str, path: str) -> int:
     return 0
 
 
-def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
+def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, engine: EngineSettings) -> int:
     from bimo.serving.app import make_app
     from bimo.serving.keys import KeyRing, read_keys
-    from bimo.serving.local import LocalEngine
     from bimo.serving.logs import log_to
-    from bimo.serving.models import open_models
     from bimo.serving.running import address_of, listen
     from bimo.serving.running import serve as run
+    from bimo.serving.services import Services, Wanted
 
     keys = read_keys(Path(settings.keys)) if settings.keys else KeyRing()
     own = listen(settings)  # before a model is loaded: a port in use is said at once
-    models = open_models(options.models, options.name, options.adapter, engine)
-    app, gateway = make_app(LocalEngine(models), settings, keys=keys)
+    wanted = Wanted(
+        models=options.models, names=options.name, adapters=options.adapter, engine=engine.to_dict(),
+        rules=settings.guard, modules=options.modules, drain_s=settings.drain_s,
+    )  # fmt: skip
+    services = Services(place, wanted)
+    app, gateway = make_app(services.engine, settings, keys=keys, guard=services.guard)
     log_to(sys.stderr)
     url = address_of(own)
-    names = [name for model in models for name in model.names]
-    run(app, gateway, own, lambda: _greet(url, names, settings, bool(keys.keys)))
+    run(app, gateway, own, lambda: _greet(url, services.names, settings, bool(keys.keys)), services)
     return 0
 
 
 def _greet(url: str, names: list[str], settings: ServeSettings, has_keys: bool) -> None:
     """Where the server is, and how to ask it something."""
     key = ' -H "Authorization: Bearer KEY"' if has_keys else ""
-    print_now(f"serving {', '.join(names)} at {url}   (all addresses: {url}/docs; Ctrl-C ends it)")
-    body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    print_now(
+        f"serving {', '.join(names) or 'models of engines that do not answer yet'} at {url}   (all addresses: {url}/docs; Ctrl-C ends it)"
+    )
+    body = f'{{"model": "{next(iter(names), "MODEL")}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     print_now(f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
     if not has_keys and settings.host not in ("127.0.0.1", "localhost", "::1"):
         print_now(

@@ -11,12 +11,11 @@ Imports no HTTP: whatever keeps the contract can be balanced.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from typing import TypeVar
 
-from bimo.core.errors import nearest
+from bimo.core.errors import UserError, nearest
 from bimo.serving.contract import (
     Applied,
     ApplyCall,
@@ -36,10 +35,10 @@ from bimo.serving.contract import (
     ServiceStats,
     Started,
 )
-from bimo.serving.wire import WireSettings
+from bimo.serving.logs import log
+from bimo.serving.wire import RefusedError, WireSettings
 
 Result = TypeVar("Result")
-_log = logging.getLogger("bimo.serving")
 
 
 class Seat:
@@ -95,14 +94,14 @@ class Seat:
             self.lose(error if isinstance(error, ServiceError) else ServiceError("unavailable", "it is too slow"))
             return
         if not self.up:
-            _log.info("engine is there", extra={"engine": self.name, "models": list(self.cards)})
+            log.info("engine is there", extra={"engine": self.name, "models": list(self.cards)})
         self.stats, self.up = stats, True
         self._others = max(0, sum(e.running + e.waiting for e in stats.engines) - self.under_way)
 
     def lose(self, why: ServiceError) -> None:
         """It does not answer."""
         if self.up or why.what != self.why.what:
-            _log.warning("engine is away", extra={"engine": self.name, "error": why.what})
+            log.warning("engine is away", extra={"engine": self.name, "error": why.what})
         self.up, self.why = False, why
 
 
@@ -143,6 +142,18 @@ class BalancedEngines:
         self._looking: list[asyncio.Task[None]] = []
         self._first: asyncio.Task[None] | None = None
         self._turn = 0
+
+    async def start(self) -> None:
+        """Look at all engines for the first time; those that do not answer may come later.
+
+        Raises:
+            UserError: One refuses, which does not mend itself.
+        """
+        await self._begin()
+        refused = next((seat for seat in self.seats if isinstance(seat.why, RefusedError) and not seat.up), None)
+        if refused is not None:
+            mend = "Give its key in the environment, and run the same release of bimo on both sides."
+            raise UserError(refused.why.what, where=refused.name, mend=mend)
 
     async def models(self) -> tuple[ModelCard, ...]:
         """See `EngineService`; those of an engine that is away are told as well, it will be back."""

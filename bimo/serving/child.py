@@ -54,8 +54,7 @@ def main() -> int:
     """Read the plan, be that part, end with the gateway."""
     source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints goes where logs go: the output is for the gateway
-    # Until the part takes signals itself, it has nothing to end gently.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the part takes signals itself
     first = source.readline()
     if not first.strip():
         print("bimo: this is started by a gateway; start an engine with: bimo engine serve MODEL", file=sys.stderr)
@@ -67,6 +66,8 @@ def main() -> int:
     except UserError as error:
         _say(out, {"what": error.what, "where": error.where, "mend": error.mend})
         return 2
+    except KeyboardInterrupt:  # told to end before it was ready
+        return 0
     return 0
 
 
@@ -83,10 +84,12 @@ def _say(out: IO[str], words: dict[str, Any]) -> None:
 
 
 def _be(plan: ChildPlan, secret: str, out: IO[str]) -> None:
+    from bimo.serving.logs import log_to
     from bimo.serving.parts import engine_part, guard_part
     from bimo.serving.standing import PartSettings, listening, stand
     from bimo.serving.wire import WireSettings, shared_secret
 
+    log_to(sys.stderr)
     keys, wire = shared_secret(secret), WireSettings.from_dict(plan.wire)
     if plan.part == "guard":
         app, close = guard_part(plan.rules, plan.modules, keys, wire)

@@ -8,7 +8,6 @@ closed connection cancels the call; whoever takes nothing for a long time has cl
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
@@ -17,12 +16,12 @@ from bimo.serving.bounds import Budget, GoneError, Receive, Scope, Send, check_h
 from bimo.serving.contract import Failed, Kind, ServiceError
 from bimo.serving.errors import ApiError
 from bimo.serving.keys import KeyRing
+from bimo.serving.logs import log
 from bimo.serving.messages import Message
 from bimo.serving.settings import ServeSettings
 from bimo.serving.wire import CONTRACT, HEALTH, WireSettings, contract_version, line
 
 Handler = Callable[[Message], AsyncGenerator[Message, None]]
-_log = logging.getLogger("bimo.serving")
 _BODIES = 8  # of the largest size, that are held at once
 _WRITE_S = 60.0
 _KINDS: Mapping[int, Kind] = {404: "not_found", 429: "busy", 503: "unavailable", 504: "timeout"}
@@ -129,7 +128,7 @@ class Offering:
                     raise GoneError from None
                 except Exception as error:  # the caller gets a sentence, the log its kind
                     if not isinstance(error, (ServiceError, UserError)):
-                        _log.error("call failed", extra={"error": type(error).__name__})
+                        log.error("call failed", extra={"error": type(error).__name__})
                     await say(line(Failed.of(error)))
             await say(b"", more=False)
 

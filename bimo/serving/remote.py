@@ -42,6 +42,7 @@ from bimo.serving.wire import (
     Checked,
     ModelList,
     Nothing,
+    RefusedError,
     RuleList,
     WireSettings,
     contract_version,
@@ -53,13 +54,6 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer", bound=Message)
 _MEND = "Try again in some seconds."
-
-
-class RefusedError(ServiceError):
-    """The other side does not take calls of this one, now or later: a wrong key, another release."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__("unavailable", what, mend="Tell whoever runs the server.")
 
 
 @dataclass(frozen=True)
@@ -177,7 +171,7 @@ class Wire:
                     async for found in lines:
                         yield message_of(found)
         except self._gone as error:
-            raise self._lost(type(error).__name__) from error
+            raise self.lost(type(error).__name__) from error
         except UserError as error:
             raise ServiceError("internal", error.what, mend=error.mend) from error
 
@@ -194,7 +188,7 @@ class Wire:
                 if isinstance(message, answer):
                     return message
                 break
-        raise self._lost("the answer broke off")
+        raise self.lost("the answer broke off")
 
     async def close(self) -> None:
         """Close all connections."""
@@ -229,13 +223,14 @@ class Wire:
         except UserError:
             said = None
         if not isinstance(said, Failed):
-            return self._stranger() if status < 500 else self._lost(f"status {status}")
+            return self._stranger() if status < 500 else self.lost(f"status {status}")
         return RefusedError(said.what) if status == 412 else said.error
 
     def _stranger(self) -> ServiceError:
         return RefusedError(f"at the address of the {self._name} is another program, or another release of bimo")
 
-    def _lost(self, why: str) -> ServiceError:
+    def lost(self, why: str) -> ServiceError:
+        """What is said when there is no answer."""
         what = f"the {self._name} does not answer ({why})"
         return ServiceError("unavailable", what, mend=_MEND, retry_after_s=self._settings.retry_after_s)
 
@@ -265,7 +260,7 @@ class RemoteEngine:
                     yield message
                     if isinstance(message, (Finished, Failed)):
                         return
-            raise self.wire._lost("the answer broke off")
+            raise self.wire.lost("the answer broke off")
         except ServiceError as error:
             yield Failed.of(error)
 

@@ -1,7 +1,7 @@
 """A part of a server as a process: an application on a socket, until a signal ends it, gently.
 
 SIGTERM or Ctrl-C: nothing new is taken, what is under way has `drain_s` seconds to come to its end, then the process
-ends with 0. A second Ctrl-C ends it at once.
+ends with 0. A second one ends it at once.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bimo.core.errors import UserError, require
+import uvicorn
+
+from bimo.core.errors import UserError
 from bimo.core.settings import Settings
-from bimo.serving.keys import KeyRing
-
-if TYPE_CHECKING:
-    import uvicorn
+from bimo.serving.running import address_of, listen
+from bimo.serving.settings import ServeSettings
 
 _HEADER_BYTES = 16384
+_BACKLOG = 1024
 _KEEP_ALIVE_S = 75  # longer than the other side keeps an idle connection, so that no request meets one that closes
 
 
@@ -49,12 +50,12 @@ class PartSettings(Settings):
             found.append(f"drain_s must lie in 0 … 86400, is {self.drain_s}")
         if not self.host.strip():
             found.append("host must be an address, is empty")
-        if not (self.keys or self.socket or is_local(self.host)):
-            found.append(f"host {self.host} can be reached from other machines: keys must be given")
+        elif not (self.keys or self.socket or _is_local(self.host)):
+            found.append(f"keys must be given, because {self.host} can be reached from other machines")
         return found
 
 
-def is_local(host: str) -> bool:
+def _is_local(host: str) -> bool:
     """Whether only this machine reaches an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -68,20 +69,9 @@ def listening(settings: PartSettings) -> socket.socket:
     Raises:
         UserError: The address is none, or is taken.
     """
-    if settings.socket:
-        return _listening_at(Path(settings.socket))
-    try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
-        family, address = found[0][0], found[0][4]
-        return socket.create_server(address[:2], family=family, backlog=1024)  # type: ignore[arg-type]  # host, port
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise UserError(
-            f"nothing can listen there ({error.strerror or error})", where=where, mend="Choose another --port."
-        ) from error
-
-
-def _listening_at(path: Path) -> socket.socket:
+    if not settings.socket:
+        return listen(ServeSettings(host=settings.host, port=settings.port))
+    path = Path(settings.socket)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
             with socket.socket(socket.AF_UNIX) as probe:
@@ -94,32 +84,48 @@ def _listening_at(path: Path) -> socket.socket:
             made.bind(str(path))
         finally:
             os.umask(before)
-        made.listen(1024)
-        return made
+        made.listen(_BACKLOG)
     except (OSError, AttributeError) as error:
-        raise UserError(
-            f"nothing can listen there ({error})", where=str(path), mend="Choose another path, 100 bytes at most."
-        ) from error
+        mend = "Choose another path, of 100 bytes at most."
+        raise UserError(f"nothing can listen there ({error})", where=str(path), mend=mend) from error
+    return made
 
 
 def place_of(sock: socket.socket) -> str:
     """The address by which others call it."""
     name = sock.getsockname()
-    if isinstance(name, (str, bytes)):
-        return f"unix:{os.fsdecode(name)}"
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"http://{host}:{name[1]}"
+    return f"unix:{os.fsdecode(name)}" if isinstance(name, (str, bytes)) else address_of(sock)
 
 
-def make_server(app: Any, drain_s: float) -> uvicorn.Server:
-    """A server that takes calls; see `stand`."""
-    uvicorn = require("uvicorn", "serve")
-    config = uvicorn.Config(
-        app, http="h11", ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=False,
-        server_header=False, timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=max(1, round(drain_s)),
-        h11_max_incomplete_event_size=_HEADER_BYTES,
-    )  # fmt: skip
-    return uvicorn.Server(config)
+class PartServer(uvicorn.Server):
+    """Serves an application until it is told to end.
+
+    Args:
+        app: In ASGI.
+        drain_s: How long it may end what is under way.
+        ready: Called when calls are taken.
+    """
+
+    def __init__(self, app: Any, drain_s: float, ready: Callable[[], None] = lambda: None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, http="h11", ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=False,
+                server_header=False, timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=max(1, round(drain_s)), h11_max_incomplete_event_size=_HEADER_BYTES,
+            )
+        )  # fmt: skip
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`."""
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """A signal; it is not raised again afterwards, as the server has done what it says."""
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
 
 
 def stand(
@@ -138,27 +144,14 @@ def stand(
         ready: Told the address when calls are taken.
         close: Done at the end.
     """
-    server = make_server(app, drain_s)
+    place = place_of(sock)
 
     async def work() -> None:
-        serving = asyncio.create_task(server.serve(sockets=[sock]))
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        if server.started:
-            ready(place_of(sock))
-        await serving
+        await PartServer(app, drain_s, lambda: ready(place)).serve(sockets=[sock])
         if close is not None:
             await close()
 
-    with suppress(KeyboardInterrupt):  # the server has ended by then, and gives the signal on
-        asyncio.run(work())
-    if sock.family == getattr(socket, "AF_UNIX", None):
-        with suppress(OSError, ValueError):
-            os.unlink(place_of(sock).removeprefix("unix:"))
-
-
-def open_keys(path: str) -> KeyRing:
-    """The keys of a file; "": everybody may call."""
-    from bimo.serving.keys import read_keys
-
-    return read_keys(Path(path)) if path else KeyRing()
+    asyncio.run(work())
+    if place.startswith("unix:"):
+        with suppress(OSError):
+            os.unlink(place.removeprefix("unix:"))

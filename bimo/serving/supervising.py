@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import secrets
 import sys
@@ -38,11 +37,11 @@ from bimo.serving.contract import (
     ServiceError,
     ServiceStats,
 )
+from bimo.serving.logs import log
 from bimo.serving.remote import Address, RemoteEngine, RemoteGuard
 from bimo.serving.wire import WireSettings
 
 Remote = TypeVar("Remote", RemoteEngine, RemoteGuard)
-_log = logging.getLogger("bimo.serving")
 
 
 @dataclass(frozen=True)
@@ -148,9 +147,9 @@ class Child(Generic[Remote]):
                     self._wrong = error
                     self._first.set()
                     return
-                _log.error("child cannot start", extra={"part": self._plan.part, "error": error.what})
+                log.error("child cannot start", extra={"part": self._plan.part, "error": error.what})
             except (OSError, TimeoutError, ValueError) as error:
-                _log.error("child failed", extra={"part": self._plan.part, "error": type(error).__name__})
+                log.error("child failed", extra={"part": self._plan.part, "error": type(error).__name__})
             if self._closed:
                 return
             self.n_restarts += 1
@@ -175,14 +174,14 @@ class Child(Generic[Remote]):
             url = await asyncio.wait_for(self._address(process, secret), self._settings.start_s)
             remote = self._connect(Address(url, secret), self._wire)
             self.remote = remote
-            _log.info("child is ready", extra={"part": self._plan.part, "pid": process.pid})
+            log.info("child is ready", extra={"part": self._plan.part, "pid": process.pid})
             self._first.set()
             watching = asyncio.create_task(self._watch(process, remote))
             code = await process.wait()
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             if not self._closed:
-                _log.error("child died", extra={"part": self._plan.part, "pid": process.pid, "code": code})
+                log.error("child died", extra={"part": self._plan.part, "pid": process.pid, "code": code})
         finally:
             self.remote, self.pid = None, 0
             await _end(process)
@@ -222,7 +221,7 @@ class Child(Generic[Remote]):
                 heard = clock()
             except (ServiceError, TimeoutError):
                 if clock() - heard >= self._settings.hang_s:
-                    _log.error("child hangs", extra={"part": self._plan.part, "pid": process.pid})
+                    log.error("child hangs", extra={"part": self._plan.part, "pid": process.pid})
                     with suppress(ProcessLookupError):
                         process.kill()
                     return

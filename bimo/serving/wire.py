@@ -31,6 +31,7 @@ from bimo.serving.contract import (
     GuardVerdict,
     ModelCard,
     Piece,
+    ServiceError,
     ServiceStats,
     Started,
 )
@@ -141,6 +142,13 @@ def contract_version() -> str:
             own = fields(value)  # type: ignore[arg-type]  # every subclass is a dataclass
             found[value.__name__] = [f"{field.name}: {field.type}" for field in own]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class RefusedError(ServiceError):
+    """The other side does not take calls of this one, now or later: a wrong key, another release."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("unavailable", what, mend="Tell whoever runs the server.")
 
 
 def line(message: Message) -> bytes:

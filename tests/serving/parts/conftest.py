@@ -1,4 +1,4 @@
-"""Engines and guards as parts: in this process, behind a wire, and as children of this process; all with one tiny model."""
+"""Engines and guards as parts: in this process, behind a wire, and as children; all with one tiny model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bimo.serving.local import LocalEngine
 from bimo.serving.models import ServedModel
 from bimo.serving.offering import Offering
 from bimo.serving.remote import Address
-from bimo.serving.standing import PartSettings, listening, make_server, place_of
+from bimo.serving.standing import PartServer, PartSettings, listening, place_of
 from bimo.serving.wire import WireSettings, shared_secret
 
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ class Loop:
 async def standing(app: Offering, **settings: Any) -> AsyncIterator[str]:
     """The address of an application on a real socket of this process."""
     sock = listening(PartSettings(port=0, **settings))
-    server = make_server(app, 1)
+    server = PartServer(app, 1)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     while not server.started:
         await asyncio.sleep(0.01)
@@ -115,9 +115,9 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.fixture(scope="session")
-def model_folder(lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(small: LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts") / "tiny"
-    lm.save(folder)
+    small.save(folder)
     return folder
 
 

@@ -33,13 +33,13 @@ from bimo.serving.supervising import SupervisedEngine
 
 
 @contextlib.asynccontextmanager
-async def _opened(kind: str, lm: LM, plan: ChildPlan) -> AsyncIterator[EngineService]:
+async def _opened(kind: str, small: LM, plan: ChildPlan) -> AsyncIterator[EngineService]:
     if kind == "local":
-        engine: Any = LocalEngine([ServedModel("tiny", lm, EngineSettings(threads=1))])
+        engine: Any = LocalEngine([ServedModel("tiny", small, EngineSettings(threads=1))])
         yield engine
         await engine.close()
     elif kind == "remote":
-        async with standing_engine(lm) as (address, _, _):
+        async with standing_engine(small) as (address, _, _):
             yield (engine := RemoteEngine(address, QUICK))
             await engine.close()
     elif kind == "child":
@@ -48,36 +48,36 @@ async def _opened(kind: str, lm: LM, plan: ChildPlan) -> AsyncIterator[EngineSer
         yield engine
         await engine.close()
     else:
-        async with standing_engine(lm) as (one, _, _), standing_engine(lm) as (two, _, _):
+        async with standing_engine(small) as (one, _, _), standing_engine(small) as (two, _, _):
             yield (engine := BalancedEngines({a.url: RemoteEngine(a, QUICK) for a in (one, two)}, QUICK))
             await engine.close()
 
 
 @pytest.fixture(scope="module", params=["local", "remote", "child", "two"])
-def engine(request: pytest.FixtureRequest, loop: Loop, lm: LM, plan: ChildPlan) -> Iterator[EngineService]:
-    opened = _opened(request.param, lm, plan)
+def engine(request: pytest.FixtureRequest, loop: Loop, small: LM, plan: ChildPlan) -> Iterator[EngineService]:
+    opened = _opened(request.param, small, plan)
     yield loop.run(opened.__aenter__())
     loop.run(opened.__aexit__(None, None, None))
 
 
-def test_it_says_which_models_there_are(engine: EngineService, loop: Loop, lm: LM) -> None:
+def test_it_says_which_models_there_are(engine: EngineService, loop: Loop, small: LM) -> None:
     (card,) = loop.run(engine.models())
-    assert (card.name, card.vocab_size, card.context_length) == ("tiny", lm.model.spec.vocab_size, 64)
+    assert (card.name, card.vocab_size, card.context_length) == ("tiny", small.model.spec.vocab_size, 256)
 
 
-def test_an_answer_is_what_the_model_generates(engine: EngineService, loop: Loop, lm: LM) -> None:
+def test_an_answer_is_what_the_model_generates(engine: EngineService, loop: Loop, small: LM) -> None:
     events = loop.run(all_events(engine.generate(call())))
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Finished)
     assert all(isinstance(event, Piece) for event in events[1:-1])
     text = "".join(event.text for event in events[1:-1])
-    assert text == lm.generate("the cat sat", max_tokens=8, temperature=0.0, min_tokens=8)
+    assert text == small.generate("the cat sat", max_tokens=8, temperature=0.0, min_tokens=8)
     assert events[-1].completion_tokens == 8
     assert events[0].prompt_tokens == events[-1].prompt_tokens
 
 
 def test_a_seeded_answer_with_logprobs_is_the_same_everywhere(
-    engine: EngineService, loop: Loop, lm: LM, local: LocalEngine
+    engine: EngineService, loop: Loop, small: LM, local: LocalEngine
 ) -> None:
     own = call("一只 猫 🙂", temperature=1.0, seed=7, logprobs=2)
     own = GenerateCall(own.id, own.model, own.prompt, (), own.params, report_logprobs=True)
@@ -89,20 +89,22 @@ def test_a_seeded_answer_with_logprobs_is_the_same_everywhere(
 
 
 @pytest.fixture(scope="module")
-def local(loop: Loop, lm: LM) -> Iterator[LocalEngine]:
-    engine = LocalEngine([ServedModel("tiny", lm, EngineSettings(threads=1))])
+def local(loop: Loop, small: LM) -> Iterator[LocalEngine]:
+    engine = LocalEngine([ServedModel("tiny", small, EngineSettings(threads=1))])
     yield engine
     loop.run(engine.close())
 
 
-def test_many_at_once_get_each_their_own(engine: EngineService, loop: Loop, lm: LM) -> None:
+def test_many_at_once_get_each_their_own(engine: EngineService, loop: Loop, small: LM) -> None:
     prompts = [f"the cat {word} on" for word in ("sat", "saw", "一只", "Hund") * 5]
 
     async def together() -> list[str]:
         found = await asyncio.gather(*(all_events(engine.generate(call(prompt))) for prompt in prompts))
         return ["".join(e.text for e in events if isinstance(e, Piece)) for events in found]
 
-    assert loop.run(together()) == [lm.generate(prompt, max_tokens=8, temperature=0.0, min_tokens=8) for prompt in prompts]
+    assert loop.run(together()) == [
+        small.generate(prompt, max_tokens=8, temperature=0.0, min_tokens=8) for prompt in prompts
+    ]
 
 
 def test_an_unknown_model_is_not_found(engine: EngineService, loop: Loop) -> None:
