@@ -44,6 +44,7 @@ def _parser() -> Parser:
     from bimo.flags import add_settings
     from bimo.serving.places import PlaceSettings
     from bimo.serving.settings import ServeSettings
+    from bimo.serving.wire import WireSettings
 
     parser = make_parser("serve", serve)
     text = "Runs (runs/demo), Hugging Face folders or hub names, or .gguf files."
@@ -57,6 +58,7 @@ def _parser() -> Parser:
     add_modules(parser)
     add_settings(parser, ServeSettings)
     add_settings(parser, PlaceSettings)
+    add_settings(parser, WireSettings, "wire.")
     add_settings(parser, EngineSettings, "engine.")
     return parser
 
@@ -79,6 +81,7 @@ def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, engine: 
     from bimo.serving.running import address_of, listen
     from bimo.serving.running import serve as run
     from bimo.serving.services import Services, Wanted
+    from bimo.serving.wire import WireSettings
 
     keys = read_keys(Path(settings.keys)) if settings.keys else KeyRing()
     own = listen(settings)  # before a model is loaded: a port in use is said at once
@@ -86,7 +89,7 @@ def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, engine: 
         models=options.models, names=options.name, adapters=options.adapter, engine=engine.to_dict(),
         rules=settings.guard, modules=options.modules, drain_s=settings.drain_s,
     )  # fmt: skip
-    services = Services(place, wanted)
+    services = Services(place, wanted, WireSettings.from_dict(options.wire.as_dict()))
     app, gateway = make_app(services.engine, settings, keys=keys, guard=services.guard)
     log_to(sys.stderr)
     url = address_of(own)
@@ -97,10 +100,10 @@ def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, engine: 
 def _greet(url: str, names: list[str], settings: ServeSettings, has_keys: bool) -> None:
     """Where the server is, and how to ask it something."""
     key = ' -H "Authorization: Bearer KEY"' if has_keys else ""
-    print_now(
-        f"serving {', '.join(names) or 'models of engines that do not answer yet'} at {url}   (all addresses: {url}/docs; Ctrl-C ends it)"
-    )
-    body = f'{{"model": "{next(iter(names), "MODEL")}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    shown = ", ".join(names) or "what engines have that do not answer yet"
+    print_now(f"serving {shown} at {url}   (all addresses: {url}/docs; Ctrl-C ends it)")
+    first = names[0] if names else "MODEL"
+    body = f'{{"model": "{first}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     print_now(f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
     if not has_keys and settings.host not in ("127.0.0.1", "localhost", "::1"):
         print_now(

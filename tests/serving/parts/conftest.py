@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -126,3 +129,78 @@ def plan(model_folder: Path) -> ChildPlan:
     return ChildPlan(
         "engine", (str(model_folder),), ("tiny",), engine={"threads": 1}, wire=QUICK.to_dict(), drain_s=5.0
     )
+
+
+class Command:
+    """A command of bimo that runs until it is told to end.
+
+    Attributes:
+        url: Where it says that it is.
+        lines: Of its log.
+    """
+
+    def __init__(self, *arguments: str, seconds: float = 90, **environment: str) -> None:
+        own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bimo", *arguments], env=own, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self.process.stdout is not None, "it was asked for"
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.start()
+        first = self.process.stdout.readline()
+        timer.cancel()
+        assert " at " in first, f"it starts: {self.lines}"
+        self.url = first.partition(" at ")[2].split()[0]
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None, "it was asked for"
+        for found in self.process.stderr:
+            self.lines.append(found)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Lines of its log about something."""
+        found = [json.loads(line) for line in tuple(self.lines) if line.startswith("{")]
+        return [line for line in found if line["event"] == name]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Tell it to end; returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(30)
+        finally:
+            self.process.kill()
+            self.process.wait(10)
+
+
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts commands that end with the test."""
+    running: list[Command] = []
+
+    def begin(*arguments: str, **environment: str) -> Command:
+        running.append(Command(*arguments, **environment))
+        return running[-1]
+
+    yield begin
+    for command in running:
+        if command.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                command.process.send_signal(signal.SIGCONT)
+        command.end()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is still there, and not only as what its parent has not asked about."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
