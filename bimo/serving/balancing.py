@@ -11,6 +11,7 @@ Imports no HTTP: whatever keeps the contract can be balanced.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from typing import TypeVar
@@ -62,6 +63,11 @@ class Seat:
         self.cards: dict[str, ModelCard] = {}
         self.stats = ServiceStats(())
         self.under_way = self._others = 0
+        self._asked = 0.0
+
+    def doubtful(self, after_s: float) -> bool:
+        """Whether it has been asked how it is, and says nothing for so long."""
+        return self._asked > 0 and time.monotonic() - self._asked > after_s
 
     @property
     def load(self) -> int:
@@ -85,14 +91,18 @@ class Seat:
 
     async def look(self, timeout_s: float) -> None:
         """Ask how it is."""
+        self._asked = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
                 stats = await self.engine.stats()
                 if not self.up or not self.cards:
                     self.cards = {card.name: card for card in await self.engine.models()}
         except (ServiceError, TimeoutError) as error:
-            self.lose(error if isinstance(error, ServiceError) else ServiceError("unavailable", "it is too slow"))
+            silent = ServiceError("unavailable", "the engine says nothing")
+            self.lose(error if isinstance(error, ServiceError) else silent)
             return
+        finally:
+            self._asked = 0.0
         if not self.up:
             log.info("engine is there", extra={"engine": self.name, "models": list(self.cards)})
         self.stats, self.up = stats, True
@@ -246,7 +256,7 @@ class BalancedEngines:
         """
         found = self._choice(attempt)
         if found is None and attempt.last_seat is not None and attempt.last_seat not in attempt.busy:
-            await attempt.last_seat.look(self._settings.poll_timeout_s)  # perhaps only a connection was lost
+            await attempt.last_seat.look(self._settings.doubt_s)  # perhaps only a connection was lost
             found = self._choice(attempt)
         if found is not None:
             return found
@@ -260,7 +270,7 @@ class BalancedEngines:
         self._turn += 1  # equal ones take turns
         turned = [self.seats[(self._turn + number) % len(self.seats)] for number in range(len(self.seats))]
         free = [seat for seat in turned if seat.offers(attempt.model) and seat not in attempt.busy]
-        return min(free, key=lambda seat: seat.load, default=None)
+        return min(free, key=lambda seat: (seat.doubtful(self._settings.doubt_s), seat.load), default=None)
 
     def _none_there(self) -> ServiceError:
         what, mend = "there is no engine for it at the moment", "Try again in some seconds."
@@ -274,14 +284,14 @@ class BalancedEngines:
             await asyncio.shield(self._first)
 
     async def _look_at_all(self) -> None:
-        await asyncio.gather(*(seat.look(self._settings.poll_timeout_s) for seat in self.seats))
+        await asyncio.gather(*(seat.look(self._settings.silence_s) for seat in self.seats))
         self._looking = [asyncio.create_task(self._watch(seat)) for seat in self.seats]
 
     async def _watch(self, seat: Seat) -> None:
         while True:
             await asyncio.sleep(self._settings.poll_s)
             with suppress(Exception):  # whatever it is, it is not the end of looking; the next request meets it
-                await seat.look(self._settings.poll_timeout_s)
+                await seat.look(self._settings.silence_s)
 
 
 def _together(known: EngineStats | None, more: EngineStats, up: bool) -> EngineStats:

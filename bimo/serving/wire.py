@@ -108,8 +108,9 @@ class WireSettings(Settings):
     """How often a part says that it still lives."""
     poll_s: float = 0.5
     """How often a gateway looks how its engines are."""
-    poll_timeout_s: float = 5.0
-    """An engine that does not say within so long how it is gets no requests."""
+    doubt_s: float = 2.0
+    """An engine that does not say within so long how it is gets requests only where there is no other; after
+    `silence_s`, none."""
     moves: int = 2
     """How often a request whose engine died before the first piece of its answer is handed to another engine; 0: never.
     A request that kills every engine it meets takes so many with it, and no more."""
@@ -123,7 +124,7 @@ class WireSettings(Settings):
     """Of one line of an answer."""
 
     def problems(self) -> list[str]:
-        names = ("connect_s", "silence_s", "beat_s", "poll_s", "poll_timeout_s", "retry_after_s")
+        names = ("connect_s", "silence_s", "beat_s", "poll_s", "doubt_s", "retry_after_s")
         found = [f"{n} must lie in 0 … 3600 and not be 0, is {getattr(self, n)}" for n in names
                  if not 0 < getattr(self, n) <= 3600]  # fmt: skip
         if self.beat_s * 2 > self.silence_s:

@@ -34,7 +34,7 @@ from bimo.serving.wire import WireSettings, shared_secret
 
 Result = TypeVar("Result")
 SECRET = "a-secret-of-two-processes"
-QUICK = WireSettings(poll_s=0.1, poll_timeout_s=2.0, silence_s=2.0, beat_s=0.2, connect_s=1.0)
+QUICK = WireSettings(poll_s=0.1, silence_s=6.0, beat_s=0.3, connect_s=5.0)
 
 
 class Loop:
@@ -135,7 +135,6 @@ class Command:
     """A command of bimo that runs until it is told to end.
 
     Attributes:
-        url: Where it says that it is.
         lines: Of its log.
     """
 
@@ -148,13 +147,21 @@ class Command:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        self._seconds, self._url = seconds, ""
+
+    @property
+    def url(self) -> str:
+        """Where it says that it is, once it is ready."""
+        if self._url:
+            return self._url
         assert self.process.stdout is not None, "it was asked for"
-        timer = threading.Timer(seconds, self.process.kill)
+        timer = threading.Timer(self._seconds, self.process.kill)
         timer.start()
         first = self.process.stdout.readline()
         timer.cancel()
         assert " at " in first, f"it starts: {self.lines}"
-        self.url = first.partition(" at ")[2].split()[0]
+        self._url = first.partition(" at ")[2].split()[0]
+        return self._url
 
     def _read(self) -> None:
         assert self.process.stderr is not None, "it was asked for"

@@ -185,7 +185,7 @@ def _slow(seconds: float, beat_s: float) -> Offering:
 def test_a_long_answer_is_waited_for_as_long_as_the_other_side_lives(loop: Loop) -> None:
     async def work(beat_s: float) -> Embedded:
         async with standing(_slow(1.5, beat_s)) as url:
-            engine = RemoteEngine(Address(url), replace(QUICK, silence_s=0.5))
+            engine = RemoteEngine(Address(url), replace(QUICK, silence_s=0.6))
             try:
                 return await engine.embed(EmbedCall("e", "tiny", ("a",)))
             finally:
