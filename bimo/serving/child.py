@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from dataclasses import asdict, dataclass, field
+from io import FileIO
 from typing import IO, Any, Literal
 
 from bimo.core.errors import UserError
@@ -52,7 +53,8 @@ class ChildPlan:
 
 def main() -> int:
     """Read the plan, be that part, end with the gateway."""
-    source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "w", encoding="utf-8")
+    source = FileIO(0, closefd=False)  # a buffer has a lock, which its reader would hold at the end
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints goes where logs go: the output is for the gateway
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the part takes signals itself
     first = source.readline()
@@ -71,7 +73,7 @@ def main() -> int:
     return 0
 
 
-def _end_with(source: IO[bytes]) -> None:
+def _end_with(source: FileIO) -> None:
     """End at once when the gateway has: its end of the pipe is closed with it, however it ended."""
     while source.read(4096):
         pass

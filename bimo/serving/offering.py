@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from typing import Any
 
 from bimo.core.errors import UserError
 from bimo.serving.bounds import Budget, GoneError, Receive, Scope, Send, check_headers, header, read_json
 from bimo.serving.contract import Failed, Kind, ServiceError
 from bimo.serving.errors import ApiError
 from bimo.serving.keys import KeyRing
-from bimo.serving.logs import log
+from bimo.serving.logs import failure, log
 from bimo.serving.messages import Message
 from bimo.serving.settings import ServeSettings
 from bimo.serving.wire import CONTRACT, HEALTH, WireSettings, contract_version, line
@@ -69,7 +70,7 @@ class Offering:
             if events is None:
                 await _send_whole(send, 200, b"{}")
             else:
-                await self._answer(events, receive, send)
+                await self._send(events, receive, send)
         except GoneError:
             return
         except ApiError as error:
@@ -104,12 +105,19 @@ class Offering:
             raise ApiError(429, "this part is busy", retry_after_s=self._settings.retry_after_s, close=True)
         values = await read_json(scope, receive, self._bounds, self._budget)
         try:
-            call = self._calls[path].from_dict(values)
+            return self.answer(path, values)
         except UserError as error:
             raise ApiError(400, error.what, param=error.where) from error
-        return self._handlers[path](call)
 
-    async def _answer(self, events: AsyncGenerator[Message, None], receive: Receive, send: Send) -> None:
+    def answer(self, path: str, values: dict[str, Any]) -> AsyncGenerator[Message, None]:
+        """The messages of an answer, whatever carries them.
+
+        Raises:
+            UserError: That is no such call.
+        """
+        return self._handlers[path](self._calls[path].from_dict(values))
+
+    async def _send(self, events: AsyncGenerator[Message, None], receive: Receive, send: Send) -> None:
         """Send the messages of an answer, and signs of life between them, until the end or until the caller leaves."""
         headers = [(b"content-type", b"application/x-ndjson"), (CONTRACT, contract_version().encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -127,9 +135,7 @@ class Offering:
                 except TimeoutError:  # nobody takes it
                     raise GoneError from None
                 except Exception as error:  # the caller gets a sentence, the log its kind
-                    if not isinstance(error, (ServiceError, UserError)):
-                        log.error("call failed", extra={"error": type(error).__name__})
-                    await say(line(Failed.of(error)))
+                    await say(line(failed_of(error)))
             await say(b"", more=False)
 
         async def live() -> None:
@@ -148,6 +154,13 @@ class Offering:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def failed_of(error: Exception) -> Failed:
+    """What a caller is told of an error; the log gets the kind of those that are ours."""
+    if not isinstance(error, (ServiceError, UserError)):
+        log.error("call failed", extra=failure(error))
+    return Failed.of(error)
 
 
 async def _send_whole(send: Send, status: int, body: bytes) -> None:

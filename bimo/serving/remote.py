@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from bimo.core.errors import UserError, require
@@ -140,7 +140,23 @@ def _trusting(path: Path) -> ssl.SSLContext:
         raise UserError(what, where=str(path), mend="Name a file of certificates in PEM.") from error
 
 
-class Wire:
+class Wire(Protocol):
+    """Carries calls to a part, and brings its answers."""
+
+    def stream(self, path: str, call: Message) -> AsyncGenerator[Message, None]:
+        """The messages of an answer; closing it cancels the call. Raises `ServiceError`."""
+        ...
+
+    def lost(self, why: str) -> ServiceError:
+        """What is said when there is no answer."""
+        ...
+
+    async def close(self) -> None:
+        """No further calls."""
+        ...
+
+
+class HttpWire:
     """Makes calls to one address.
 
     Args:
@@ -155,7 +171,7 @@ class Wire:
         self._gone = require("httpx", "serve").TransportError
 
     async def stream(self, path: str, call: Message) -> AsyncGenerator[Message, None]:
-        """The messages of an answer; closing it cancels the call.
+        """See `Wire`.
 
         Raises:
             ServiceError: The other side refuses, is not there, falls silent, or talks nonsense.
@@ -174,21 +190,6 @@ class Wire:
             raise self.lost(type(error).__name__) from error
         except UserError as error:
             raise ServiceError("internal", error.what, mend=error.mend) from error
-
-    async def ask(self, path: str, call: Message, answer: type[Answer]) -> Answer:
-        """The only message of an answer.
-
-        Raises:
-            ServiceError: As for `stream`, or it is the answer.
-        """
-        async with aclosing(self.stream(path, call)) as messages:
-            async for message in messages:
-                if isinstance(message, Failed):
-                    raise message.error
-                if isinstance(message, answer):
-                    return message
-                break
-        raise self.lost("the answer broke off")
 
     async def close(self) -> None:
         """Close all connections."""
@@ -230,25 +231,40 @@ class Wire:
         return RefusedError(f"at the address of the {self._name} is another program, or another release of bimo")
 
     def lost(self, why: str) -> ServiceError:
-        """What is said when there is no answer."""
+        """See `Wire`."""
         what = f"the {self._name} does not answer ({why})"
         return ServiceError("unavailable", what, mend=_MEND, retry_after_s=self._settings.retry_after_s)
+
+
+async def only_answer(wire: Wire, path: str, call: Message, answer: type[Answer]) -> Answer:
+    """The only message of an answer.
+
+    Raises:
+        ServiceError: It is one, or there is none.
+    """
+    async with aclosing(wire.stream(path, call)) as messages:
+        async for message in messages:
+            if isinstance(message, Failed):
+                raise message.error
+            if isinstance(message, answer):
+                return message
+            break
+    raise wire.lost("the answer broke off")
 
 
 class RemoteEngine:
     """An engine service in another process.
 
     Args:
-        address: Where it is.
-        settings: Times and bounds.
+        wire: To it.
     """
 
-    def __init__(self, address: Address, settings: WireSettings | None = None) -> None:
-        self.wire = Wire(address, "engine", settings)
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
 
     async def models(self) -> tuple[ModelCard, ...]:
         """See `EngineService`."""
-        return (await self.wire.ask("/engine/models", Nothing(), ModelList)).cards
+        return (await only_answer(self.wire, "/engine/models", Nothing(), ModelList)).cards
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
         """See `EngineService`."""
@@ -266,19 +282,19 @@ class RemoteEngine:
 
     async def embed(self, call: EmbedCall) -> Embedded:
         """See `EngineService`."""
-        return await self.wire.ask("/engine/embed", call, Embedded)
+        return await only_answer(self.wire, "/engine/embed", call, Embedded)
 
     async def apply(self, call: ApplyCall) -> Applied:
         """See `EngineService`."""
-        return await self.wire.ask("/engine/apply", call, Applied)
+        return await only_answer(self.wire, "/engine/apply", call, Applied)
 
     async def attention(self, call: AttentionCall) -> Attention:
         """See `EngineService`."""
-        return await self.wire.ask("/engine/attention", call, Attention)
+        return await only_answer(self.wire, "/engine/attention", call, Attention)
 
     async def stats(self) -> ServiceStats:
         """See `EngineService`."""
-        return await self.wire.ask("/engine/stats", Nothing(), ServiceStats)
+        return await only_answer(self.wire, "/engine/stats", Nothing(), ServiceStats)
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Close the connections; the engine itself goes on, it belongs to whoever started it."""
@@ -291,24 +307,33 @@ class RemoteGuard:
     A text that it does not look at goes nowhere: without an answer of the guard there is none of the model.
 
     Args:
-        address: Where it is.
-        settings: Times and bounds.
+        wire: To it.
     """
 
-    def __init__(self, address: Address, settings: WireSettings | None = None) -> None:
-        self.wire = Wire(address, "guard", settings)
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
 
     async def check(self, texts: Sequence[str], side: Literal["input", "output"]) -> list[list[GuardVerdict]]:
         """See `GuardService`."""
-        found = await self.wire.ask("/guard/check", CheckCall(tuple(texts), side), Checked)
+        found = await only_answer(self.wire, "/guard/check", CheckCall(tuple(texts), side), Checked)
         if len(found.verdicts) != len(texts):
             raise ServiceError("internal", "the guard did not look at every text")
         return [list(verdicts) for verdicts in found.verdicts]
 
     async def rules(self) -> Mapping[str, str]:
         """See `GuardService`."""
-        return (await self.wire.ask("/guard/rules", Nothing(), RuleList)).rules
+        return (await only_answer(self.wire, "/guard/rules", Nothing(), RuleList)).rules
 
     async def close(self) -> None:
         """Close the connections."""
         await self.wire.close()
+
+
+def engine_at(address: Address, settings: WireSettings | None = None) -> RemoteEngine:
+    """The engine service at an address."""
+    return RemoteEngine(HttpWire(address, "engine", settings))
+
+
+def guard_at(address: Address, settings: WireSettings | None = None) -> RemoteGuard:
+    """The guard at an address."""
+    return RemoteGuard(HttpWire(address, "guard", settings))

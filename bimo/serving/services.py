@@ -13,7 +13,7 @@ from bimo.serving.child import ChildPlan
 from bimo.serving.contract import EngineService, GuardService
 from bimo.serving.logs import log
 from bimo.serving.places import PlaceSettings
-from bimo.serving.remote import RemoteEngine, RemoteGuard, addresses
+from bimo.serving.remote import RemoteGuard, addresses, engine_at, guard_at
 from bimo.serving.supervising import SupervisedEngine, SupervisedGuard
 from bimo.serving.wire import RefusedError, ServiceError, WireSettings
 
@@ -98,7 +98,7 @@ class Services:
                 mend = "Name them where the engine is started: bimo engine serve MODEL."
                 raise UserError("models are named, but the engine runs elsewhere", where="--engine_url", mend=mend)
             found = addresses(place.engine_url, ENGINE_KEY, place.ca)
-            return BalancedEngines({a.url: RemoteEngine(a, self._wire) for a in found}, self._wire)
+            return BalancedEngines({a.url: engine_at(a, self._wire) for a in found}, self._wire)
         if place.engine_processes:
             plan = ChildPlan(
                 part="engine", models=tuple(wanted.models), names=tuple(wanted.names), adapters=tuple(wanted.adapters),
@@ -121,7 +121,7 @@ class Services:
             found = addresses(place.guard_url, GUARD_KEY, place.ca)
             if len(found) > 1:
                 raise UserError("there is one guard", where="--guard_url", mend="Give one address.")
-            return RemoteGuard(found[0], self._wire)
+            return guard_at(found[0], self._wire)
         if place.guard_process:
             plan = ChildPlan(
                 part="guard", rules=tuple(wanted.rules), modules=tuple(wanted.modules), wire=self._wire.to_dict()
@@ -141,6 +141,6 @@ async def _look_at(guard: RemoteGuard) -> None:
         await guard.rules()
     except RefusedError as error:
         mend = "Give its key in the environment, and run the same release of bimo on both sides."
-        raise UserError(error.what, where=guard.wire.address.url, mend=mend) from error
+        raise UserError(error.what, where="--guard_url", mend=mend) from error
     except ServiceError as error:
         log.warning("the guard does not answer yet", extra={"error": error.what})

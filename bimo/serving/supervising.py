@@ -38,7 +38,7 @@ from bimo.serving.contract import (
     ServiceStats,
 )
 from bimo.serving.logs import log
-from bimo.serving.remote import Address, RemoteEngine, RemoteGuard
+from bimo.serving.remote import Address, RemoteEngine, RemoteGuard, engine_at, guard_at
 from bimo.serving.wire import WireSettings
 
 Remote = TypeVar("Remote", RemoteEngine, RemoteGuard)
@@ -249,7 +249,7 @@ class SupervisedEngine:
     """
 
     def __init__(self, plan: ChildPlan, settings: SupervisorSettings | None = None) -> None:
-        self.child: Child[RemoteEngine] = Child(plan, RemoteEngine, settings)
+        self.child: Child[RemoteEngine] = Child(plan, engine_at, settings)
         self._cards: tuple[ModelCard, ...] = ()
         self._stats = ServiceStats(())
 
@@ -323,7 +323,7 @@ class SupervisedGuard:
     """
 
     def __init__(self, plan: ChildPlan, settings: SupervisorSettings | None = None) -> None:
-        self.child: Child[RemoteGuard] = Child(plan, RemoteGuard, settings)
+        self.child: Child[RemoteGuard] = Child(plan, guard_at, settings)
 
     async def start(self) -> None:
         """Start it; see `Child.start`."""

@@ -164,12 +164,26 @@ def message_of(words: bytes) -> Message:
         UserError: It is none.
     """
     try:
-        values = json.loads(words)
-        kind = ANSWERS[values["is"]]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        what = "a line of an answer is no message of the contract"
-        raise UserError(what, mend="Run the same release of bimo on both sides.") from error
+        return message_of_values(json.loads(words))
+    except (ValueError, RecursionError) as error:
+        raise _no_message() from error
+
+
+def message_of_values(values: Any) -> Message:
+    """The message of an answer in plain values.
+
+    Raises:
+        UserError: It is none.
+    """
+    kind = ANSWERS.get(values.get("is", "")) if isinstance(values, dict) else None
+    if kind is None:
+        raise _no_message()
     return kind.from_dict(values)
+
+
+def _no_message() -> UserError:
+    what = "a line of an answer is no message of the contract"
+    return UserError(what, mend="Run the same release of bimo on both sides.")
 
 
 def shared_secret(secret: str) -> KeyRing:

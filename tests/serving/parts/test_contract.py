@@ -28,7 +28,7 @@ from bimo.serving.contract import (
 )
 from bimo.serving.local import LocalEngine
 from bimo.serving.models import ServedModel
-from bimo.serving.remote import RemoteEngine
+from bimo.serving.remote import engine_at
 from bimo.serving.supervising import SupervisedEngine
 
 
@@ -40,7 +40,7 @@ async def _opened(kind: str, small: LM, plan: ChildPlan) -> AsyncIterator[Engine
         await engine.close()
     elif kind == "remote":
         async with standing_engine(small) as (address, _, _):
-            yield (engine := RemoteEngine(address, QUICK))
+            yield (engine := engine_at(address, QUICK))
             await engine.close()
     elif kind == "child":
         engine = SupervisedEngine(plan)
@@ -49,7 +49,7 @@ async def _opened(kind: str, small: LM, plan: ChildPlan) -> AsyncIterator[Engine
         await engine.close()
     else:
         async with standing_engine(small) as (one, _, _), standing_engine(small) as (two, _, _):
-            yield (engine := BalancedEngines({a.url: RemoteEngine(a, QUICK) for a in (one, two)}, QUICK))
+            yield (engine := BalancedEngines({a.url: engine_at(a, QUICK) for a in (one, two)}, QUICK))
             await engine.close()
 
 

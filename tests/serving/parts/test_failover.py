@@ -26,7 +26,7 @@ from bimo.serving.contract import (
     ServiceStats,
     Started,
 )
-from bimo.serving.remote import Address, RemoteEngine
+from bimo.serving.remote import Address, engine_at
 from bimo.serving.wire import WireSettings
 
 ENGINE = ("engine", "serve", "--port", "0", "--engine.threads", "1", "--wire.beat_s", "0.2")
@@ -40,7 +40,7 @@ def two(start: Start, model_folder: Path) -> tuple[Command, Command]:
 
 def _balanced(commands: tuple[Command, ...], **settings: Any) -> BalancedEngines:
     own = replace(QUICK, **settings)
-    return BalancedEngines({c.url: RemoteEngine(Address(c.url), own) for c in commands}, own)
+    return BalancedEngines({c.url: engine_at(Address(c.url), own) for c in commands}, own)
 
 
 async def _frozen_then_killed(two: tuple[Command, Command], moves: int) -> list[list[Event]]:

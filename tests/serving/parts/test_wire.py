@@ -25,7 +25,7 @@ from bimo.serving.guarding import LocalGuard
 from bimo.serving.keys import KeyRing
 from bimo.serving.messages import Message
 from bimo.serving.offering import Offering
-from bimo.serving.remote import Address, RemoteEngine, RemoteGuard, addresses
+from bimo.serving.remote import Address, addresses, engine_at, guard_at
 from bimo.serving.standing import PartSettings, listening
 from bimo.serving.wire import ENGINE_CALLS, RefusedError, WireSettings, contract_version, shared_secret
 
@@ -116,7 +116,7 @@ def test_the_contract_has_another_version_when_a_message_changes(monkeypatch: py
 def test_a_gateway_with_a_wrong_key_says_so_and_is_not_served(loop: Loop, small: LM) -> None:
     async def work() -> tuple[Any, Any]:
         async with standing_engine(small) as (address, _, _):
-            engine = RemoteEngine(Address(address.url, "wrong"), QUICK)
+            engine = engine_at(Address(address.url, "wrong"), QUICK)
             events = await all_events(engine.generate(call()))
             balanced = BalancedEngines({"one": engine}, QUICK)
             with pytest.raises(UserError, match="refuses the key"):
@@ -137,7 +137,7 @@ def test_another_program_at_the_address_is_not_believed(loop: Loop) -> None:
 
     async def work() -> None:
         async with standing(other) as url:  # type: ignore[arg-type]  # any application
-            engine = RemoteEngine(Address(url), QUICK)
+            engine = engine_at(Address(url), QUICK)
             with pytest.raises(RefusedError, match="another program"):
                 await engine.models()
             await engine.close()
@@ -155,7 +155,7 @@ def test_a_redirect_is_not_followed(loop: Loop, small: LM) -> None:
                 await send({"type": "http.response.body", "body": b""})
 
             async with standing(elsewhere) as url:  # type: ignore[arg-type]  # any application
-                engine = RemoteEngine(Address(url, SECRET), QUICK)
+                engine = engine_at(Address(url, SECRET), QUICK)
                 with pytest.raises(ServiceError):
                     await engine.models()
                 await engine.close()
@@ -167,7 +167,7 @@ def test_nobody_at_the_address_is_unavailable_with_a_time_to_come_back(loop: Loo
     sock = listening(PartSettings(port=0))
     port = sock.getsockname()[1]
     sock.close()
-    (failed,) = loop.run(all_events(RemoteEngine(Address(f"http://127.0.0.1:{port}"), QUICK).generate(call())))
+    (failed,) = loop.run(all_events(engine_at(Address(f"http://127.0.0.1:{port}"), QUICK).generate(call())))
     assert isinstance(failed, Failed)
     assert (failed.kind, failed.retry_after_s > 0) == ("unavailable", True)
 
@@ -185,7 +185,7 @@ def _slow(seconds: float, beat_s: float) -> Offering:
 def test_a_long_answer_is_waited_for_as_long_as_the_other_side_lives(loop: Loop) -> None:
     async def work(beat_s: float) -> Embedded:
         async with standing(_slow(1.5, beat_s)) as url:
-            engine = RemoteEngine(Address(url), replace(QUICK, silence_s=0.6))
+            engine = engine_at(Address(url), replace(QUICK, silence_s=0.6))
             try:
                 return await engine.embed(EmbedCall("e", "tiny", ("a",)))
             finally:
@@ -204,7 +204,7 @@ def test_a_handler_that_fails_gives_its_kind_and_not_its_words(loop: Loop) -> No
 
         app = Offering(ENGINE_CALLS, dict.fromkeys(ENGINE_CALLS, answer), KeyRing(), QUICK)
         async with standing(app) as url:
-            engine = RemoteEngine(Address(url), QUICK)
+            engine = engine_at(Address(url), QUICK)
             with pytest.raises(ServiceError) as failed:
                 await engine.embed(EmbedCall("e", "tiny", ("a",)))
             await engine.close()
@@ -219,7 +219,7 @@ def test_calls_at_once_are_bounded(loop: Loop) -> None:
         app = _slow(0.5, 0.1)
         app._settings = replace(QUICK, max_calls=2)
         async with standing(app) as url:
-            engine = RemoteEngine(Address(url), QUICK)
+            engine = engine_at(Address(url), QUICK)
             asked = (engine.embed(EmbedCall("e", "tiny", ("a",))) for _ in range(5))
             found = await asyncio.gather(*asked, return_exceptions=True)
             await engine.close()
@@ -229,17 +229,17 @@ def test_calls_at_once_are_bounded(loop: Loop) -> None:
 
 
 def test_a_guard_behind_a_wire_says_the_same(loop: Loop) -> None:
-    texts = ["write to anna@example.org", "", "all\u200bgood", "一只猫 🙂"]
+    texts = ["write to anna.schmidt@gmail.com", "", "all\u200bgood", "一只猫 🙂"]
 
     async def work() -> None:
         here = LocalGuard(made_chain(RULES))
         async with standing(guard_app(here, shared_secret(SECRET), QUICK)) as url:
-            there = RemoteGuard(Address(url, SECRET), QUICK)
+            there = guard_at(Address(url, SECRET), QUICK)
             assert await there.check(texts, "input") == await here.check(texts, "input")
             assert await there.rules() == await here.rules()
             await there.close()
         with pytest.raises(ServiceError):  # nothing passes a guard that is not there
-            await RemoteGuard(Address(url, SECRET), QUICK).check(texts, "input")
+            await guard_at(Address(url, SECRET), QUICK).check(texts, "input")
 
     loop.run(work())
 
@@ -253,7 +253,7 @@ def test_a_part_can_listen_on_a_unix_socket_that_is_its_owners(loop: Loop, tmp_p
         async with standing(guard_app(LocalGuard(made_chain(RULES)), settings=QUICK), socket=str(path)) as url:
             assert url == f"unix:{path}"
             assert path.stat().st_mode & 0o077 == 0
-            guard = RemoteGuard(Address(url), QUICK)
+            guard = guard_at(Address(url), QUICK)
             assert "personal_data" in await guard.rules()
             await guard.close()
             with pytest.raises(UserError, match="another process"):
