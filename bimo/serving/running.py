@@ -23,6 +23,7 @@ from bimo.serving.logs import log
 from bimo.serving.settings import ServeSettings
 
 _BACKLOG = 2048
+_SPARE_BYTES = 2**13
 _SEND_BUFFER = 2**17  # else the system keeps megabytes for each client that takes nothing
 _LAST_CONNECTIONS_S = 5  # when nothing is under way any more
 _LAST_WORDS_S = 0.3  # for clients to learn that the server goes down
@@ -51,7 +52,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=max(1, round(settings.keep_alive_s)),
                 backlog=_BACKLOG,
                 server_header=False,
-                h11_max_incomplete_event_size=settings.max_header_bytes,
+                h11_max_incomplete_event_size=settings.max_header_bytes + _SPARE_BYTES,  # a little more: it gets a 431
                 timeout_graceful_shutdown=_LAST_CONNECTIONS_S,
             )
         )
@@ -73,8 +74,10 @@ class Server(uvicorn.Server):
             self._drained_at = now
             log.info("draining")
         waited = now - self._drained_at
-        over = waited >= self.gateway.settings.drain_s or (not self.gateway.visits and waited >= _LAST_WORDS_S)
-        return over or self.force_exit
+        if waited >= self.gateway.settings.drain_s:
+            self.config.timeout_graceful_shutdown = 0  # what is still under way is cut off
+            return True
+        return self.force_exit or (not self.gateway.visits and waited >= _LAST_WORDS_S)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A signal; it is not raised again afterwards, as the server has done what it says."""

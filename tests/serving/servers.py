@@ -53,23 +53,25 @@ class Running:
         own = listen(settings)
         self.url = address_of(own)
         self.port = own.getsockname()[1]
-        app, self.gateway = make_app(engine, settings, **about)
+        self.app, self.gateway = make_app(engine, settings, **about)
+        self.client = httpx.Client(base_url=self.url)
         started = threading.Event()
-        self.server = Server(app, self.gateway, started.set)
+        self.server = Server(self.app, self.gateway, started.set)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [own]}, daemon=True)
         self.thread.start()
         assert started.wait(20), "the server starts"
 
     def post(self, path: str, content: Any, timeout: float = 60, **options: Any) -> httpx.Response:
         """The answer to a request."""
-        return httpx.post(self.url + path, json=content, timeout=timeout, **options)
+        return self.client.post(path, json=content, timeout=timeout, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         """The answer to a request."""
-        return httpx.get(self.url + path, timeout=30, **options)
+        return self.client.get(path, timeout=30, **options)
 
     def stop(self) -> None:
         """End it as a signal would."""
+        self.client.close()
         self.server.should_exit = True
         self.thread.join(20)
         assert not self.thread.is_alive(), "the server ends"

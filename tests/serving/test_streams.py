@@ -210,3 +210,14 @@ def rest_of(own: socket.socket) -> bytes:
         while parts[-1:] != [b""]:
             parts.append(own.recv(65536))
     return b"".join(parts)
+
+
+def test_with_more_patience_a_reader_that_takes_nothing_keeps_its_place(serve: Serve, small: LM) -> None:
+    running = serve([Echo(small)], write_s=60.0, drain_s=0.0)
+    own = socket.socket()
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    own.connect(("127.0.0.1", running.port))
+    own.sendall(raw({**said("x" * 220), "stream": True, "n": 16, "logprobs": True, "top_logprobs": 20}))
+    time.sleep(2.5)
+    assert running.gateway.admission.running == 1, "the control: it is the time limit that cuts off"
+    own.close()
