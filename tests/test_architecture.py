@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "budgeting": {"core", "data", "model", "training", "preparing", "recipes"},
     "tuning": {"core", "tokenizer", "data", "training", "evaluation", "lm", "preparing", "recipes"},
     "quantizing": {"core", "data", "model", "interop", "evaluation", "lm"},
-    "cluster": {"core", "tokenizer", "data", "training", "preparing", "recipes", "tuning", ""},
+    "cluster": {"core", "tokenizer", "data", "training", "preparing", "recipes", "tuning", "serving", ""},
     "cli": {
         "core",
         "data",

@@ -95,13 +95,11 @@ def _parsed(parser: Parser, arguments: list[str]) -> tuple[Any, PartSettings, Wi
 
 def _stand(part: str, flag: str, settings: PartSettings, opened: Callable[[Any], Part]) -> int:
     """Open a part on its socket, say where it is, and let it work until a signal ends it."""
-    from pathlib import Path
-
-    from bimo.serving.keys import KeyRing, read_keys
+    from bimo.serving.keys import open_keys
     from bimo.serving.logs import log_to
     from bimo.serving.standing import listening, stand
 
-    keys = read_keys(Path(settings.keys)) if settings.keys else KeyRing()
+    keys = open_keys(settings.keys)
     sock = listening(settings)  # before a model is loaded: a port in use is said at once
     app, close = opened(keys)
     log_to(sys.stderr)

@@ -11,9 +11,8 @@ from bimo.core.errors import UserError, require
 from bimo.core.registry import import_modules
 
 if TYPE_CHECKING:
-    from bimo.engine.settings import EngineSettings
     from bimo.flags import Parser
-    from bimo.serving.places import PlaceSettings
+    from bimo.serving.places import PlaceSettings, Wanted
     from bimo.serving.settings import ServeSettings
 
 
@@ -21,7 +20,7 @@ def serve(arguments: list[str]) -> int:
     """Serve models over HTTP in the dialect of OpenAI, with translation, summaries and labels."""
     from bimo.engine.settings import EngineSettings
     from bimo.flags import settings_values
-    from bimo.serving.places import PlaceSettings
+    from bimo.serving.places import PlaceSettings, Wanted
     from bimo.serving.settings import ServeSettings
 
     parser = _parser()
@@ -36,10 +35,17 @@ def serve(arguments: list[str]) -> int:
         require(module, "serve")
     engine = EngineSettings.from_dict(options.engine.as_dict())
     import_modules(options.modules)
-    return _serve(options, settings, place, engine)
+    wanted = Wanted(
+        models=options.models, names=options.name, adapters=options.adapter, engine=engine.to_dict(),
+        rules=settings.guard, modules=options.modules, drain_s=settings.drain_s,
+    )  # fmt: skip
+    if options.cluster:
+        return _serve_on_cluster(options, settings, place, wanted)
+    return _serve(options, settings, place, wanted)
 
 
 def _parser() -> Parser:
+    from bimo.cluster.scaling import ScaleSettings
     from bimo.engine.settings import EngineSettings
     from bimo.flags import add_settings
     from bimo.serving.places import PlaceSettings
@@ -60,6 +66,9 @@ def _parser() -> Parser:
     add_settings(parser, PlaceSettings)
     add_settings(parser, WireSettings, "wire.")
     add_settings(parser, EngineSettings, "engine.")
+    text = "Serve from a cluster by Ray Serve: auto (one that this machine is part of, else this machine), local."
+    parser.add_argument("--cluster", type=str, default="", help=text)
+    add_settings(parser, ScaleSettings, "scale.")
     return parser
 
 
@@ -74,26 +83,48 @@ def _new_key(name: str, path: str) -> int:
     return 0
 
 
-def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, engine: EngineSettings) -> int:
+def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: Wanted) -> int:
+    """Serve until a signal ends it."""
     from bimo.serving.app import make_app
-    from bimo.serving.keys import KeyRing, read_keys
+    from bimo.serving.keys import open_keys
     from bimo.serving.logs import log_to
     from bimo.serving.running import address_of, listen
     from bimo.serving.running import serve as run
-    from bimo.serving.services import Services, Wanted
+    from bimo.serving.services import Services
     from bimo.serving.wire import WireSettings
 
-    keys = read_keys(Path(settings.keys)) if settings.keys else KeyRing()
+    keys = open_keys(settings.keys)
     own = listen(settings)  # before a model is loaded: a port in use is said at once
-    wanted = Wanted(
-        models=options.models, names=options.name, adapters=options.adapter, engine=engine.to_dict(),
-        rules=settings.guard, modules=options.modules, drain_s=settings.drain_s,
-    )  # fmt: skip
     services = Services(place, wanted, WireSettings.from_dict(options.wire.as_dict()))
     app, gateway = make_app(services.engine, settings, keys=keys, guard=services.guard)
     log_to(sys.stderr)
     url = address_of(own)
     run(app, gateway, own, lambda: _greet(url, services.names, settings, bool(keys.keys)), services)
+    return 0
+
+
+def _serve_on_cluster(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: Wanted) -> int:
+    """Run a server on a cluster until a signal ends it."""
+    from bimo.cluster.scaling import ScaleSettings
+    from bimo.cluster.serving import start, stop, wait
+    from bimo.cluster.session import session
+    from bimo.serving.keys import open_keys
+
+    if place.engine_url or place.engine_processes or place.guard_url or place.guard_process:
+        mend = "Leave out --engine_url, --engine_processes, --guard_url and --guard_process."
+        raise UserError("on a cluster, Ray runs the engine and the guard", where="--cluster", mend=mend)
+    if options.cluster not in ("auto", "local"):
+        raise UserError(
+            f"{options.cluster!r} is no cluster to serve from", where="--cluster", mend="Give auto or local."
+        )
+    scale, keys = ScaleSettings.from_dict(options.scale.as_dict()), open_keys(settings.keys)
+    with session(options.cluster, scale.most_workers):
+        url, names = start(wanted, settings, keys, scale)
+        try:
+            _greet(url, names, settings, bool(keys.keys))
+            wait()
+        finally:
+            stop(scale)
     return 0
 
 

@@ -10,74 +10,23 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from bimo.cluster.scaling import ScaleSettings
 from bimo.core.errors import UserError, require
-from bimo.core.settings import Settings
 from bimo.serving.balancing import BalancedEngines
 from bimo.serving.contract import ServiceError
 from bimo.serving.keys import KeyRing
 from bimo.serving.messages import Message
 from bimo.serving.offering import Offering, failed_of
 from bimo.serving.parts import engine_part, guard_part
+from bimo.serving.places import Wanted
 from bimo.serving.remote import RemoteEngine, RemoteGuard
-from bimo.serving.services import Wanted
 from bimo.serving.settings import ServeSettings
-from bimo.serving.wire import WireSettings, message_of_values
+from bimo.serving.wire import Nothing, WireSettings, message_of_values
 
 _ENGINE, _GUARD, _GATEWAY = "engine", "guard", "gateway"
-_ROOM = 4  # times what a replica is to have under way, it may have while others start
-
-
-@dataclass(frozen=True)
-class ScaleSettings(Settings):
-    """How a server grows and shrinks on a cluster."""
-
-    name: str = "bimo"
-    """Of the application on the cluster."""
-    engines: int = 1
-    """Replicas of the engine at least; each holds the models."""
-    max_engines: int = 4
-    """Replicas of the engine at most."""
-    engine_queue: float = 16.0
-    """Requests that an engine has under way on average; with more, another one is started."""
-    engine_cpus: float = 1.0
-    """Cores that Ray keeps for each engine."""
-    engine_gpus: float = 0.0
-    """GPUs that Ray keeps for each engine."""
-    gateways: int = 1
-    """Replicas of the gateway, and of the guard, at least."""
-    max_gateways: int = 4
-    """Replicas of the gateway, and of the guard, at most."""
-    gateway_queue: float = 128.0
-    """Requests that a gateway has under way on average; with more, another one is started."""
-    gateway_cpus: float = 0.5
-    """Cores that Ray keeps for each gateway and each guard."""
-    grow_s: float = 10.0
-    """A queue that has been too long for so long starts a replica."""
-    shrink_s: float = 300.0
-    """A queue that has been short for so long ends one."""
-
-    def problems(self) -> list[str]:
-        found = [] if self.name.isidentifier() else [f"name must be a word, is {self.name!r}"]
-        for name in ("engines", "gateways"):
-            if not 1 <= getattr(self, name) <= getattr(self, f"max_{name}"):
-                found.append(f"{name} must lie in 1 … max_{name}, is {getattr(self, name)}")
-        for name in ("engine_queue", "gateway_queue", "grow_s", "shrink_s", "engine_cpus", "gateway_cpus"):
-            if getattr(self, name) <= 0:
-                found.append(f"{name} must be more than 0, is {getattr(self, name)}")
-        if self.engine_gpus < 0:
-            found.append(f"engine_gpus must be at least 0, is {self.engine_gpus}")
-        return found
-
-    def scaled(self, least: int, most: int, queue: float) -> dict[str, Any]:
-        """Options of a deployment whose replicas follow their queue."""
-        follow = {
-            "min_replicas": least, "max_replicas": most, "target_ongoing_requests": queue,
-            "upscale_delay_s": self.grow_s, "downscale_delay_s": self.shrink_s,
-        }  # fmt: skip
-        return {"autoscaling_config": follow, "max_ongoing_requests": max(2, round(_ROOM * queue))}
 
 
 class RayPart:
@@ -174,7 +123,7 @@ def application(wanted: Wanted, settings: ServeSettings, keys: KeyRing, scale: S
 
         from bimo.serving.app import make_app
 
-        wire = replace(WireSettings(), poll_s=5.0)
+        wire = replace(WireSettings(), poll_s=1.0)
         parts = {
             name: RayWire(get_deployment_handle(name, app_name=scale.name), name, wire) for name in (_ENGINE, _GUARD)
         }
@@ -192,8 +141,10 @@ def application(wanted: Wanted, settings: ServeSettings, keys: KeyRing, scale: S
     return front.bind(engine.bind(_ENGINE, wanted), guard.bind(_GUARD, wanted))
 
 
-def start(wanted: Wanted, settings: ServeSettings, keys: KeyRing, scale: ScaleSettings | None = None) -> str:
-    """Run a server on the cluster that this process is connected to; returns its address.
+def start(
+    wanted: Wanted, settings: ServeSettings, keys: KeyRing, scale: ScaleSettings | None = None
+) -> tuple[str, list[str]]:
+    """Run a server on the cluster that this process is connected to; returns its address and the names of its models.
 
     Raises:
         UserError: A part cannot be what it is to be, or the cluster has no room.
@@ -207,15 +158,16 @@ def start(wanted: Wanted, settings: ServeSettings, keys: KeyRing, scale: ScaleSe
         raise UserError(
             f"the server does not start on the cluster ({reason})", mend="See what its replicas say: serve status."
         ) from error
-    return f"http://{settings.host}:{settings.port}"
+    engine = serve.get_deployment_handle(_ENGINE, app_name=scale.name).options(method_name="answer", stream=True)
+    names = [card["name"] for found in engine.remote("/engine/models", Nothing().to_dict()) for card in found["cards"]]
+    return f"http://{settings.host}:{settings.port}", names
 
 
 def stop(scale: ScaleSettings | None = None) -> None:
-    """End the server; what is under way has `drain_s` to come to its end."""
+    """End the server, and nothing else that the cluster serves; what is under way comes to its end."""
     serve = require("ray.serve", "ray")
     with suppress(Exception):  # a cluster that has gone has no server
         serve.delete((scale or ScaleSettings()).name)
-        serve.shutdown()
 
 
 def wait() -> None:

@@ -1,8 +1,10 @@
-"""Where the engine and the guard of a server are: settings without tensors."""
+"""Where the engine and the guard of a server are, and what they are to be: settings without tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bimo.core.settings import Settings
 
@@ -34,3 +36,26 @@ class PlaceSettings(Settings):
         if self.guard_url and self.guard_process:
             found.append("guard_process must not be set when guard_url says where the guard is")
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the parts of a server are to be.
+
+    Attributes:
+        models: What `bimo.load` takes.
+        names: As requests name them.
+        adapters: NAME=FOLDER, or MODEL/NAME=FOLDER.
+        engine: Settings of each engine.
+        rules: Of the guard.
+        modules: Files or modules that register parts.
+        drain_s: How long the parts may end what is under way.
+    """
+
+    models: Sequence[str]
+    names: Sequence[str]
+    adapters: Sequence[str]
+    engine: Mapping[str, Any]
+    rules: Sequence[str]
+    modules: Sequence[str]
+    drain_s: float

@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from bimo.core.errors import UserError
 from bimo.serving.balancing import BalancedEngines
 from bimo.serving.child import ChildPlan
 from bimo.serving.contract import EngineService, GuardService
 from bimo.serving.logs import log
-from bimo.serving.places import PlaceSettings
+from bimo.serving.places import PlaceSettings, Wanted
 from bimo.serving.remote import RemoteGuard, addresses, engine_at, guard_at
 from bimo.serving.supervising import SupervisedEngine, SupervisedGuard
 from bimo.serving.wire import RefusedError, ServiceError, WireSettings
 
 ENGINE_KEY, GUARD_KEY = "BIMO_ENGINE_KEY", "BIMO_GUARD_KEY"
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the parts of a server are to be.
-
-    Attributes:
-        models: What `bimo.load` takes.
-        names: As requests name them.
-        adapters: NAME=FOLDER, or MODEL/NAME=FOLDER.
-        engine: Settings of each engine.
-        rules: Of the guard.
-        modules: Files or modules that register parts.
-        drain_s: How long the parts may end what is under way.
-    """
-
-    models: Sequence[str]
-    names: Sequence[str]
-    adapters: Sequence[str]
-    engine: Mapping[str, Any]
-    rules: Sequence[str]
-    modules: Sequence[str]
-    drain_s: float
 
 
 class Services:
