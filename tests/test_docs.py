@@ -28,6 +28,7 @@ DOCS = [
         "evaluation.md",
         "tasks.md",
         "serving.md",
+        "deployment.md",
     )
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]

@@ -11,10 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-
-httpx = pytest.importorskip("httpx", reason="the extra bimo[serve] is not installed")
-pytest.importorskip("ray.serve", reason="the extra bimo[ray] is not installed")
 
 from bimo import LM
 from bimo.cluster.scaling import ScaleSettings
@@ -39,6 +37,7 @@ def _free_port() -> int:
 @pytest.fixture(scope="module")
 def server(ray: Any, lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of a server on Ray."""
+    pytest.importorskip("ray.serve", reason="the extra bimo[ray] is not installed")
     folder = tmp_path_factory.mktemp("serving")
     lm.save(folder / "tiny")
     secret = new_key(folder / "keys", "anna")
