@@ -168,6 +168,8 @@ def stop(scale: ScaleSettings | None = None) -> None:
     serve = require("ray.serve", "ray")
     with suppress(Exception):  # a cluster that has gone has no server
         serve.delete((scale or ScaleSettings()).name)
+        if not serve.status().applications:
+            serve.shutdown()
 
 
 def wait() -> None:

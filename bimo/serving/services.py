@@ -61,9 +61,8 @@ class Services:
 
     async def __aexit__(self, *_: object) -> None:
         """End it."""
-        if not isinstance(self.engine, BalancedEngines):
-            return  # the gateway closes what is in its process
-        await self.engine.close()
+        if isinstance(self.engine, BalancedEngines):  # else the gateway closes what is in its process
+            await self.engine.close()
         if isinstance(self.guard, (RemoteGuard, SupervisedGuard)):
             await self.guard.close()
 

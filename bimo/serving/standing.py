@@ -21,10 +21,12 @@ import uvicorn
 
 from bimo.core.errors import UserError
 from bimo.core.settings import Settings
+from bimo.serving.connection import bounded
 from bimo.serving.running import address_of, listen
 from bimo.serving.settings import ServeSettings
 
 _HEADER_BYTES = 16384
+_CONNECTIONS = ServeSettings(max_connections=8192, write_s=60.0)
 _BACKLOG = 1024
 _KEEP_ALIVE_S = 75  # longer than the other side keeps an idle connection, so that no request meets one that closes
 
@@ -109,7 +111,8 @@ class PartServer(uvicorn.Server):
     def __init__(self, app: Any, drain_s: float, ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
-                app, http="h11", ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=False,
+                app, http=bounded(_CONNECTIONS), ws="none", lifespan="off", loop="asyncio", log_config=None,
+                access_log=False,
                 server_header=False, timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, round(drain_s)), h11_max_incomplete_event_size=_HEADER_BYTES,
             )

@@ -148,8 +148,13 @@ class Child(Generic[Remote]):
                     self._first.set()
                     return
                 log.error("child cannot start", extra={"part": self._plan.part, "error": error.what})
-            except (OSError, TimeoutError, ValueError) as error:
+            except (OSError, TimeoutError, ValueError, KeyError) as error:
                 log.error("child failed", extra={"part": self._plan.part, "error": type(error).__name__})
+                if not self._first.is_set():
+                    what = f"the {self._plan.part}'s process cannot be started ({type(error).__name__})"
+                    self._wrong = UserError(what, mend="See its log, and whether memory and time are enough.")
+                    self._first.set()
+                    return
             if self._closed:
                 return
             self.n_restarts += 1

@@ -23,7 +23,14 @@ from bimo.serving.places import Wanted
 from bimo.serving.settings import ServeSettings
 
 SCALE = ScaleSettings(
-    name="bimotest", max_engines=2, max_gateways=1, engine_queue=1.0, engine_cpus=0.2, gateway_cpus=0.1, grow_s=0.5
+    name="bimotest",
+    max_engines=2,
+    max_gateways=1,
+    engine_queue=1.0,
+    engine_cpus=0.2,
+    gateway_cpus=0.1,
+    grow_s=0.5,
+    shrink_s=1.0,
 )
 BODY = {"model": "tiny", "prompt": "the cat sat", "max_tokens": 8, "min_tokens": 8, "temperature": 0}
 
@@ -111,7 +118,8 @@ def test_a_replica_that_is_killed_is_replaced(server: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_long_queue_starts_another_replica(server: Any) -> None:
+def test_a_long_queue_starts_another_replica_and_a_short_one_ends_it(server: Any) -> None:
+    _until(lambda: len(_engines()) == 1)
 
     body = {**BODY, "max_tokens": 50, "min_tokens": 50, "n": 8}
     with ThreadPoolExecutor(8) as people:
@@ -120,6 +128,7 @@ def test_a_long_queue_starts_another_replica(server: Any) -> None:
             assert time.monotonic() - began < 90, "the queue is long, and nothing happens"
             codes = people.map(lambda _: server.post("/v1/completions", json=body).status_code, range(16))
             assert set(codes) == {200}
+    _until(lambda: len(_engines()) == 1)
 
 
 @pytest.mark.parametrize("wrong", [{"engines": 0}, {"engines": 5}, {"engine_queue": 0.0}, {"name": "a b"}])

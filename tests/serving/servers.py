@@ -11,7 +11,7 @@ import httpx
 
 from bimo import LM, ModelSpec, Tokenizer, new
 from bimo.serving.app import make_app
-from bimo.serving.local import LocalEngine
+from bimo.serving.contract import EngineService
 from bimo.serving.running import Server, address_of, listen
 from bimo.serving.settings import ServeSettings
 
@@ -48,7 +48,7 @@ class Running:
         server: Itself.
     """
 
-    def __init__(self, engine: LocalEngine, settings: ServeSettings, **about: Any) -> None:
+    def __init__(self, engine: EngineService, settings: ServeSettings, **about: Any) -> None:
         self.engine = engine
         own = listen(settings)
         self.url = address_of(own)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving.parts.conftest import QUICK, Command, Loop, Start, all_events, call, kill, until
+from serving.commands import Command
+from serving.parts.conftest import QUICK, Loop, Start, all_events, call, kill, until
 
 from bimo.serving.balancing import BalancedEngines
 from bimo.serving.contract import (

@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving.parts.conftest import QUICK, Command, Loop, Start, alive, all_events, call, kill, until
+from serving.commands import Command
+from serving.parts.conftest import QUICK, Loop, Start, alive, all_events, call, kill, until
 
 from bimo.core.errors import UserError
 from bimo.serving.child import ChildPlan
