@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,8 @@ def serve(small: LM) -> Iterator[Serve]:
             models = models or [ServedModel("tiny", small, EngineSettings(threads=1))]
             settings = ServeSettings.from_dict({"port": 0, "drain_s": 10.0, **options})
             parts["guard"] = parts.pop("guard_service")
-            running = Running(LocalEngine(models), settings, **parts)
+            wire = bool(os.environ.get("BIMO_TEST_WIRE"))  # every test may be run with the engine behind a wire
+            running = Running(LocalEngine(models), settings, wire=wire, **parts)
             stack.callback(running.stop)
             return running
 
