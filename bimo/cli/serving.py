@@ -86,6 +86,7 @@ def _new_key(name: str, path: str) -> int:
 def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: Wanted) -> int:
     """Serve until a signal ends it."""
     from bimo.serving.app import make_app
+    from bimo.serving.guarding import local_guard
     from bimo.serving.keys import open_keys
     from bimo.serving.logs import log_to
     from bimo.serving.running import address_of, listen
@@ -94,9 +95,12 @@ def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: 
     from bimo.serving.wire import WireSettings
 
     keys = open_keys(settings.keys)
-    own = listen(settings)  # before a model is loaded: a port in use is said at once
+    guard = None if place.guard_url or place.guard_process else local_guard(settings.guard)
+    if settings.runs and not Path(settings.runs).is_dir():
+        raise UserError("there is no such folder", where=f"--runs {settings.runs}", mend="Name the folder of runs.")
+    own = listen(settings)  # all this before a model is loaded: what is wrong is said at once
     services = Services(place, wanted, WireSettings.from_dict(options.wire.as_dict()))
-    app, gateway = make_app(services.engine, settings, keys=keys, guard=services.guard)
+    app, gateway = make_app(services.engine, settings, keys=keys, guard=services.guard or guard)
     log_to(sys.stderr)
     url = address_of(own)
     run(app, gateway, own, lambda: _greet(url, services.names, settings, bool(keys.keys)), services)
@@ -108,6 +112,7 @@ def _serve_on_cluster(options: Any, settings: ServeSettings, place: PlaceSetting
     from bimo.cluster.scaling import ScaleSettings
     from bimo.cluster.serving import start, stop, wait
     from bimo.cluster.session import session
+    from bimo.serving.guarding import local_guard
     from bimo.serving.keys import open_keys
 
     if place.engine_url or place.engine_processes or place.guard_url or place.guard_process:
@@ -118,6 +123,7 @@ def _serve_on_cluster(options: Any, settings: ServeSettings, place: PlaceSetting
             f"{options.cluster!r} is no cluster to serve from", where="--cluster", mend="Give auto or local."
         )
     scale, keys = ScaleSettings.from_dict(options.scale.as_dict()), open_keys(settings.keys)
+    local_guard(settings.guard)  # what is wrong with its rules is said here, not by a replica
     with session(options.cluster, scale.most_workers):
         url, names = start(wanted, settings, keys, scale)
         try:

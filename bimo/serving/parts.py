@@ -46,9 +46,8 @@ def guard_part(rules: Sequence[str], modules: Sequence[str], keys: KeyRing, wire
     Raises:
         UserError: A rule is unknown.
     """
-    from bimo.guard import made_chain
     from bimo.serving.guard_app import guard_app
-    from bimo.serving.guarding import LocalGuard
+    from bimo.serving.guarding import local_guard
 
     import_modules(list(modules))
-    return guard_app(LocalGuard(made_chain(rules)), keys, wire), None
+    return guard_app(local_guard(rules), keys, wire), None

@@ -112,8 +112,7 @@ class PartServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app, http=bounded(_CONNECTIONS), ws="none", lifespan="off", loop="asyncio", log_config=None,
-                access_log=False,
-                server_header=False, timeout_keep_alive=_KEEP_ALIVE_S,
+                access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, round(drain_s)), h11_max_incomplete_event_size=_HEADER_BYTES,
             )
         )  # fmt: skip
