@@ -103,7 +103,8 @@ class Offering:
             raise ApiError(503, "this part is going down", retry_after_s=self._settings.retry_after_s, close=True)
         if self.under_way > self._settings.max_calls:
             raise ApiError(429, "this part is busy", retry_after_s=self._settings.retry_after_s, close=True)
-        values = await read_json(scope, receive, self._bounds, self._budget)
+        values, size = await read_json(scope, receive, self._bounds, self._budget)
+        self._budget.held -= size  # from here on calls are counted, not their bytes
         try:
             return self.answer(path, values)
         except UserError as error:
