@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "tuning": {"core", "tokenizer", "data", "training", "evaluation", "lm", "preparing", "recipes"},
     "packing": {"core", "data", "model", "interop", "evaluation", "finetuning", "lm", "serving", "tasks"},
     "quantizing": {"core", "data", "model", "interop", "evaluation", "lm"},
-    "cluster": {"core", "tokenizer", "data", "training", "preparing", "recipes", "tuning", ""},
+    "cluster": {"core", "tokenizer", "data", "training", "preparing", "recipes", "tuning", "serving", ""},
     "cli": {
         "core",
         "data",

@@ -29,6 +29,7 @@ DOCS = [
         "compare.md",
         "tasks.md",
         "serving.md",
+        "deployment.md",
     )
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]

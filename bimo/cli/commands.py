@@ -20,6 +20,7 @@ from bimo.cli.data import check, prepare
 from bimo.cli.models import bench, evaluate, export, generate, quantize, verify
 from bimo.cli.options import INTERRUPTED
 from bimo.cli.packs import pack
+from bimo.cli.parts import engine, guard
 from bimo.cli.serving import serve
 from bimo.cli.start import demo, doctor
 from bimo.cli.training import plan, train
@@ -30,9 +31,10 @@ _PATIENCE_S = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _MAKING = (doctor, demo, check, prepare, plan, train, tune, pack)
-_USING = (generate, chat, translate, summarize, classify, serve, evaluate, compare, verify, quantize, export, bench)
+_USING = (generate, chat, translate, summarize, classify, evaluate, compare, verify, quantize, export, bench)
+_SERVING = (serve, engine, guard)
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    verb.__name__: ((verb.__doc__ or "").strip(), verb) for verb in _MAKING + _USING
+    verb.__name__: ((verb.__doc__ or "").strip(), verb) for verb in _MAKING + _USING + _SERVING
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,10 @@ from bimo.core.registry import import_modules
 
 if TYPE_CHECKING:
     from bimo.flags import Parser
+    from bimo.serving.gateway import Gateway
+    from bimo.serving.places import PlaceSettings, Wanted
+    from bimo.serving.routing import Router
+    from bimo.serving.services import Services
     from bimo.serving.settings import ServeSettings
 
 
@@ -19,26 +24,48 @@ def serve(arguments: list[str]) -> int:
     """Serve models over HTTP in the dialect of OpenAI, with translation, summaries and labels."""
     from bimo.engine.settings import EngineSettings
     from bimo.flags import settings_values
+    from bimo.serving.places import PlaceSettings, Wanted
     from bimo.serving.settings import ServeSettings
 
     parser = _parser()
-    options = parser.parse_args(positionals_first(parser, arguments))
+    options = parser.parse_args(positionals_first(parser, _spelled(arguments)))
     settings = ServeSettings.from_dict(settings_values(options, ServeSettings))
     if options.new_key:
         return _new_key(options.new_key, settings.keys)
-    if not options.models:
+    place = PlaceSettings.from_dict(settings_values(options, PlaceSettings))
+    if not options.models and not place.engine_url:
         raise UserError("no model is named", where="bimo serve", mend="For example: bimo serve runs/demo.")
-    for module in ("fastapi", "uvicorn", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "prometheus_client", "httpx"):
         require(module, "serve")
     engine = EngineSettings.from_dict(options.engine.as_dict())
     import_modules(options.modules)
-    return _serve(options, settings, engine)
+    wanted = Wanted(
+        models=options.models, names=options.name, adapters=options.adapter, engine=engine.to_dict(),
+        rules=settings.guard, modules=options.modules, drain_s=settings.drain_s,
+    )  # fmt: skip
+    if options.cluster:
+        return _serve_on_cluster(options, settings, place, wanted)
+    return _serve(options, settings, place, wanted)
+
+
+def _spelled(arguments: list[str]) -> list[str]:
+    """`--engine URL` and `--guard URL` as the flags that they are short for; `--guard` with anything else is a rule."""
+    found = [f"--engine_url{flag[8:]}" if flag.partition("=")[0] == "--engine" else flag for flag in arguments]
+    for place, flag in enumerate(found):
+        name, equals, value = flag.partition("=")
+        value = value if equals else "".join(found[place + 1 : place + 2])
+        if name == "--guard" and value.startswith(("http://", "https://", "unix:")):
+            found[place] = f"--guard_url{flag[7:]}"
+    return found
 
 
 def _parser() -> Parser:
+    from bimo.cluster.scaling import ScaleSettings
     from bimo.engine.settings import EngineSettings
     from bimo.flags import add_settings
+    from bimo.serving.places import PlaceSettings
     from bimo.serving.settings import ServeSettings
+    from bimo.serving.wire import WireSettings
 
     parser = make_parser("serve", serve)
     text = "Runs (runs/demo), Hugging Face folders or hub names, or .gguf files."
@@ -51,7 +78,12 @@ def _parser() -> Parser:
     parser.add_argument("--new_key", type=str, default="", help=text)
     add_modules(parser)
     add_settings(parser, ServeSettings)
+    add_settings(parser, PlaceSettings)
+    add_settings(parser, WireSettings, "wire.")
     add_settings(parser, EngineSettings, "engine.")
+    text = "Serve from a cluster by Ray Serve: auto (one that this machine is part of, else this machine), local."
+    parser.add_argument("--cluster", type=str, default="", help=text)
+    add_settings(parser, ScaleSettings, "scale.")
     return parser
 
 
@@ -66,39 +98,83 @@ def _new_key(name: str, path: str) -> int:
     return 0
 
 
-def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
+def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: Wanted) -> int:
+    """Serve until a signal ends it."""
     from bimo.serving.app import make_app
     from bimo.serving.guarding import local_guard
-    from bimo.serving.keys import KeyRing, read_keys
-    from bimo.serving.local import LocalEngine
+    from bimo.serving.keys import open_keys
     from bimo.serving.logs import log_to
-    from bimo.serving.models import open_models
-    from bimo.serving.pack_host import packs_at_work, router_of
+    from bimo.serving.pack_host import router_of
     from bimo.serving.running import address_of, listen
     from bimo.serving.running import serve as run
+    from bimo.serving.services import Services
+    from bimo.serving.wire import WireSettings
 
-    keys = read_keys(Path(settings.keys)) if settings.keys else KeyRing()
-    guard = local_guard(settings.guard)
+    keys = open_keys(settings.keys)
+    guard = None if place.guard_url or place.guard_process else local_guard(settings.guard)
     if settings.runs and not Path(settings.runs).is_dir():
         raise UserError("there is no such folder", where=f"--runs {settings.runs}", mend="Name the folder of runs.")
     own = listen(settings)  # all this before a model is loaded: what is wrong is said at once
     router = router_of(settings)
-    models = open_models(options.models, options.name, options.adapter, engine)
-    local = LocalEngine(models)
-    app, gateway = make_app(local, settings, keys=keys, guard=guard, router=router)
+    services = Services(place, wanted, WireSettings.from_dict(options.wire.as_dict()))
+    app, gateway = make_app(services.engine, settings, keys=keys, guard=services.guard or guard, router=router)
     log_to(sys.stderr)
-    with packs_at_work(local, models[0].name, gateway, router):
-        url = address_of(own)
-        names = [name for model in models for name in model.names]
-        run(app, gateway, own, lambda: _greet(url, names, settings, bool(keys.keys)))
+    url = address_of(own)
+    with _packs(services, gateway, router):
+        run(app, gateway, own, lambda: _greet(url, services.names, settings, bool(keys.keys)), services)
+    return 0
+
+
+def _packs(services: Services, gateway: Gateway, router: Router | None) -> AbstractContextManager[None]:
+    """Language packs at work, in an engine of this process."""
+    from bimo.serving.local import LocalEngine
+    from bimo.serving.pack_host import packs_at_work
+
+    if isinstance(services.engine, LocalEngine):
+        return packs_at_work(services.engine, services.names[0], gateway, router)
+    if gateway.settings.packs:
+        mend = "Leave out --engine_url and --engine_processes, or --packs."
+        raise UserError("packs need the engine in the server's own process", where="--packs", mend=mend)
+    return nullcontext()
+
+
+def _serve_on_cluster(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: Wanted) -> int:
+    """Run a server on a cluster until a signal ends it."""
+    from bimo.cluster.scaling import ScaleSettings
+    from bimo.cluster.serving import start, stop, wait
+    from bimo.cluster.session import session
+    from bimo.serving.guarding import local_guard
+    from bimo.serving.keys import open_keys
+
+    if place.engine_url or place.engine_processes or place.guard_url or place.guard_process:
+        mend = "Leave out --engine_url, --engine_processes, --guard_url and --guard_process."
+        raise UserError("on a cluster, Ray runs the engine and the guard", where="--cluster", mend=mend)
+    if settings.packs:
+        mend = "Leave out --cluster, or --packs."
+        raise UserError("packs need the engine in the server's own process", where="--packs", mend=mend)
+    if options.cluster not in ("auto", "local"):
+        raise UserError(
+            f"{options.cluster!r} is no cluster to serve from", where="--cluster", mend="Give auto or local."
+        )
+    scale, keys = ScaleSettings.from_dict(options.scale.as_dict()), open_keys(settings.keys)
+    local_guard(settings.guard)  # what is wrong with its rules is said here, not by a replica
+    with session(options.cluster, scale.most_workers):
+        url, names = start(wanted, settings, keys, scale)
+        try:
+            _greet(url, names, settings, bool(keys.keys))
+            wait()
+        finally:
+            stop(scale)
     return 0
 
 
 def _greet(url: str, names: list[str], settings: ServeSettings, has_keys: bool) -> None:
     """Where the server is, and how to ask it something."""
     key = ' -H "Authorization: Bearer KEY"' if has_keys else ""
-    print_now(f"serving {', '.join(names)} at {url}   (all addresses: {url}/docs; Ctrl-C ends it)")
-    body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    shown = ", ".join(names) or "what engines have that do not answer yet"
+    print_now(f"serving {shown} at {url}   (all addresses: {url}/docs; Ctrl-C ends it)")
+    first = names[0] if names else "MODEL"
+    body = f'{{"model": "{first}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     print_now(f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
     if not has_keys and settings.host not in ("127.0.0.1", "localhost", "::1"):
         print_now(

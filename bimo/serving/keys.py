@@ -106,6 +106,15 @@ def read_keys(path: Path) -> KeyRing:
     return KeyRing(tuple(keys.values()))
 
 
+def open_keys(path: str) -> KeyRing:
+    """The keys of a server's settings: those of a file; "": everybody may use it.
+
+    Raises:
+        UserError: See `read_keys`.
+    """
+    return read_keys(Path(path)) if path else KeyRing()
+
+
 def new_key(path: Path, name: str) -> str:
     """Make a key, append its hash to a file that only its owner can read, and return it: it is not kept anywhere.
 

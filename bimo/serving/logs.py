@@ -14,6 +14,7 @@ from typing import Any
 _FIELDS = (
     *("id", "key", "method", "route", "status", "seconds", "first_token_s", "queue_s", "prompt_tokens"),
     *("completion_tokens", "model", "error", "place", "reason", "left", "signal", "url"),
+    *("engine", "part", "pid", "code"),
 )
 log = logging.getLogger("bimo.serving")
 

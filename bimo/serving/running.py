@@ -6,10 +6,11 @@ process ends. A second one ends it at once.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any
 
 import uvicorn
@@ -115,10 +116,32 @@ def address_of(own: socket.socket) -> str:
     return f"http://{host}:{port}"
 
 
-def serve(app: App, gateway: Gateway, own: socket.socket, on_start: Callable[[], None] = lambda: None) -> None:
-    """Serve on a socket until a signal says to end."""
+def serve(
+    app: App,
+    gateway: Gateway,
+    own: socket.socket,
+    on_start: Callable[[], None] = lambda: None,
+    parts: AbstractAsyncContextManager[object] | None = None,
+) -> None:
+    """Serve on a socket until a signal says to end.
+
+    Args:
+        app: The application.
+        gateway: Knows what is under way.
+        own: The socket.
+        on_start: Called when requests are taken.
+        parts: Entered before, and left after all is over: what the server needs that is a process of its own.
+
+    Raises:
+        UserError: A part cannot be started.
+    """
     _allow_connections(gateway.settings.max_connections)
-    Server(app, gateway, on_start).run(sockets=[own])
+
+    async def work() -> None:
+        async with parts or nullcontext():
+            await Server(app, gateway, on_start).serve(sockets=[own])
+
+    asyncio.run(work())
 
 
 def _allow_connections(count: int) -> None:

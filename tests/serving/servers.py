@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +12,13 @@ import httpx
 
 from bimo import LM, ModelSpec, Tokenizer, new
 from bimo.serving.app import make_app
-from bimo.serving.local import LocalEngine
+from bimo.serving.balancing import BalancedEngines
+from bimo.serving.contract import EngineService
+from bimo.serving.engine_app import engine_app
+from bimo.serving.remote import Address, engine_at
 from bimo.serving.running import Server, address_of, listen
 from bimo.serving.settings import ServeSettings
+from bimo.serving.standing import PartServer, PartSettings, listening, place_of
 
 WORDS = [
     *(
@@ -38,6 +43,30 @@ WORDS = [
 ]
 
 
+class Behind:
+    """An engine service behind a wire, on an event loop of its own.
+
+    Args:
+        engine: The service.
+
+    Attributes:
+        service: The same, as a gateway far away has it.
+    """
+
+    def __init__(self, engine: EngineService) -> None:
+        self._engine, sock = engine, listening(PartSettings(port=0))
+        self.service: EngineService = BalancedEngines({"behind": engine_at(Address(place_of(sock)))})
+        self._server = PartServer(engine_app(engine), 1)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [sock]}, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it."""
+        self._server.should_exit = True
+        self._thread.join(20)
+        asyncio.run(self._engine.close())
+
+
 class Running:
     """A server that is running.
 
@@ -48,12 +77,12 @@ class Running:
         server: Itself.
     """
 
-    def __init__(self, engine: LocalEngine, settings: ServeSettings, **about: Any) -> None:
-        self.engine = engine
+    def __init__(self, engine: EngineService, settings: ServeSettings, **about: Any) -> None:
+        self.engine, self._behind = engine, Behind(engine) if about.pop("wire", False) else None
         own = listen(settings)
         self.url = address_of(own)
         self.port = own.getsockname()[1]
-        self.app, self.gateway = make_app(engine, settings, **about)
+        self.app, self.gateway = make_app(self._behind.service if self._behind else engine, settings, **about)
         self.client = httpx.Client(base_url=self.url)
         started = threading.Event()
         self.server = Server(self.app, self.gateway, started.set)
@@ -75,6 +104,8 @@ class Running:
         self.server.should_exit = True
         self.thread.join(20)
         assert not self.thread.is_alive(), "the server ends"
+        if self._behind is not None:
+            self._behind.stop()
 
     def until(self, holds: Callable[[], bool], seconds: float = 10) -> float:
         """Wait until something holds; returns how long that took."""
