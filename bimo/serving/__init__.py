@@ -1,0 +1,1 @@
+"""Models as a service: an HTTP front in the dialect of OpenAI, and a page to use and watch them."""
