@@ -16,6 +16,7 @@ from bimo.cli.applications import chat, classify, summarize, translate
 from bimo.cli.data import check, prepare
 from bimo.cli.models import bench, evaluate, export, generate, quantize, verify
 from bimo.cli.options import INTERRUPTED
+from bimo.cli.serving import serve
 from bimo.cli.start import demo, doctor
 from bimo.cli.training import plan, train
 from bimo.cli.tuning import tune
@@ -24,7 +25,7 @@ from bimo.core.errors import UserError, nearest
 _PATIENCE_S = 5.0
 
 _MAKING = (doctor, demo, check, prepare, plan, train, tune)
-_USING = (generate, chat, translate, summarize, classify, evaluate, verify, quantize, export, bench)
+_USING = (generate, chat, translate, summarize, classify, serve, evaluate, verify, quantize, export, bench)
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     verb.__name__: ((verb.__doc__ or "").strip(), verb) for verb in _MAKING + _USING
 }

@@ -210,6 +210,15 @@ REGISTRIES = {
                 }.items()
             },
         ),
+        Registry(
+            "guard",
+            {
+                "length": "bimo.guard.rules:Length",
+                "hidden_characters": "bimo.guard.rules:HiddenCharacters",
+                "forged_words": "bimo.guard.rules:ForgedWords",
+                "personal_data": "bimo.guard.rules:PersonalData",
+            },
+        ),
     )
 }
 
@@ -221,7 +230,7 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
         class TalkingHeads(torch.nn.Module): ...
 
     Args:
-        kind: attention, feedforward, norm, positions, optimizer, loss, callback, task, metric or floor.
+        kind: attention, feedforward, norm, positions, optimizer, loss, callback, task, metric, floor or guard.
         name: Its name; one that bimo, an installed package or another file already uses is refused.
     """
     if kind not in REGISTRIES:

@@ -65,13 +65,13 @@ class BlockPool:
         Args:
             keys: Digests of the first blocks.
             tokens: The whole text.
-            salt: What else the contents depend on: the adapter, the set of frequencies.
+            salt: What else the contents depend on (the adapter, the set of frequencies), and who may share them.
         """
         if not self.share:
             return
         size = self.block_size
         for number in range(len(keys), len(tokens) // size):
-            before = keys[-1] if keys else salt
+            before = keys[-1] if keys else blake2b(salt, digest_size=16).digest()
             own = array("q", tokens[number * size : (number + 1) * size]).tobytes()
             keys.append(blake2b(before + own, digest_size=16).digest())
 

@@ -297,13 +297,14 @@ class Engine(StepLoop):
         want: Want = "generate",
         adapter: str = "",
         n_context: int = 0,
+        tenant: str = "",
     ) -> Request:
         """A request with a name of its own, for `submit`."""
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else _ids(prompt)
         if params is not None and not isinstance(params, SamplingParams):
             raise UserError(f"params must be SamplingParams, is {type(params).__name__}", mend="Make one of them.")
         name = f"request-{next(self._names)}"
-        return Request(name, tuple(ids), params or SamplingParams(), want, adapter, n_context)
+        return Request(name, tuple(ids), params or SamplingParams(), want, adapter, n_context, tenant)
 
     def _answers(
         self, requests: Sequence[Request], *, keep_errors: bool = False, on_progress: Tell | None = None

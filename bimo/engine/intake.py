@@ -114,6 +114,7 @@ class Intake:
             limit=len(request.prompt) + min(room, request.params.max_tokens),
             want=request.want,
             adapter=self.adapters[request.adapter] if request.adapter else 0,
+            tenant=request.tenant,
         )
 
     def _check(self, request: Request) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from bimo.core.errors import UserError
 from bimo.engine.answers import Completion, Writer
-from bimo.engine.request import Request
+from bimo.engine.request import EngineError, Request
 from bimo.engine.runner import Chunk, Rows
 from bimo.engine.sampling import DAMAGED, Floats, Rules, check_finite, log_total, next_token
 from bimo.engine.scheduler import Scheduler
@@ -158,7 +158,7 @@ class Pooling(Job):
         end = chunk.start + len(chunk.tokens)
         own = rows.astype(np.float64).sum(axis=0)  # (C,)
         if not np.isfinite(own).all():
-            raise UserError("the model's states are NaN or infinite", mend=DAMAGED)
+            raise EngineError("the model's states are NaN or infinite", mend=DAMAGED)
         self.sum = self.sum + own
         self.n_rows += len(rows)
         if sequence.output_from is not None:

@@ -13,6 +13,10 @@ Want = Literal["generate", "score", "mean", "last"]
 _MOST_ANSWERS = 1024  # to one request: each is a text of its own
 
 
+class EngineError(UserError):
+    """A request came to nothing, and whoever asked has no part in it: damaged weights, a runner that failed."""
+
+
 @dataclass(frozen=True)
 class SamplingParams(Settings):
     """How the next token is chosen, and when to stop.
@@ -131,6 +135,8 @@ class Request:
             last one.
         adapter: Name of the LoRA adapter to use; "": none.
         n_context: Tokens at the beginning that are read and not asked about.
+        tenant: Whose it is. Blocks of the cache are shared within a tenant only, so that nobody can tell from the time
+            to the first token what another one has sent.
     """
 
     id: str
@@ -139,6 +145,7 @@ class Request:
     want: Want = "generate"
     adapter: str = ""
     n_context: int = 0
+    tenant: str = ""
 
 
 def room_after(context_length: int, prompt: Sequence[int]) -> int:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bimo.core.errors import UserError
 from bimo.engine.kernels import Kernels, NoKernelsError, layout, load_kernels
-from bimo.engine.request import SamplingParams
+from bimo.engine.request import EngineError, SamplingParams
 
 if TYPE_CHECKING:
     from bimo.engine.constraints import Constraint
@@ -256,9 +256,9 @@ def log_total(logits: Floats) -> float:
 
 
 def check_finite(largest: float) -> None:
-    """Raise a UserError unless the largest logit of a row is a number."""
+    """Raise an EngineError unless the largest logit of a row is a number."""
     if not math.isfinite(largest):
-        raise UserError("the model's logits are NaN or infinite", mend=DAMAGED)
+        raise EngineError("the model's logits are NaN or infinite", mend=DAMAGED)
 
 
 def _check_left(largest: float) -> None:

@@ -187,7 +187,7 @@ class Scheduler:
         stretch = self.stretch(sequence.end) if sequence.table is None else sequence.stretch
         if stretch != sequence.stretch:
             sequence.stretch, sequence.keys = stretch, []
-        salt = f"{sequence.adapter} {stretch}".encode()
+        salt = f"{sequence.adapter} {stretch} {sequence.tenant}".encode()
         self.pool.extend_keys(sequence.keys, sequence.tokens, salt)
 
     def _preempt(self, sequence: Sequence) -> None:

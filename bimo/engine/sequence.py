@@ -20,6 +20,7 @@ class Sequence:
         limit: Tokens that the text has at most, the last one included, which is not read again.
         want: What its outputs are for.
         adapter: Number of its LoRA adapter; 0: none.
+        tenant: Whose text it is.
         read_to: Tokens to read; None: all there are, which grow.
         output_from: The place of the first output that is wanted and was not taken yet; None: the last one only.
         table: Its blocks; None while it waits.
@@ -39,6 +40,7 @@ class Sequence:
     limit: int = 0
     want: Want = "generate"
     adapter: int = 0
+    tenant: str = ""
     read_to: int | None = None
     output_from: int | None = None
     table: BlockTable | None = None

@@ -17,7 +17,7 @@ from bimo.core.errors import UserError
 from bimo.engine.blocks import BlockPool
 from bimo.engine.intake import Intake
 from bimo.engine.jobs import Generation, Job
-from bimo.engine.request import Request
+from bimo.engine.request import EngineError, Request
 from bimo.engine.runner import Chunk, Rows, Runner
 from bimo.engine.sampling import Rules
 from bimo.engine.scheduler import Scheduler
@@ -254,6 +254,8 @@ def _as_user_error(error: Exception) -> UserError:
     """An error as its request gets it."""
     if isinstance(error, UserError):
         return error
-    wrapped = UserError(f"the request failed ({type(error).__name__}: {error})", mend="The engine goes on without it.")
+    wrapped = EngineError(
+        f"the request failed ({type(error).__name__}: {error})", mend="The engine goes on without it."
+    )
     wrapped.__cause__ = error
     return wrapped

@@ -45,9 +45,7 @@ def conversation_rows(
         yield from turns
 
 
-def _turn(
-    messages: Sequence[Message], number: int, tokenizer: Tokenizer, whole: list[int]
-) -> tuple[list[int], bytes]:
+def _turn(messages: Sequence[Message], number: int, tokenizer: Tokenizer, whole: list[int]) -> tuple[list[int], bytes]:
     """The conversation up to an assistant's message, and which ids are that message's; `whole`: all of it."""
     before = tokenizer.encode_chat(messages[:number], add_generation_prompt=True) if number else []
     last = number + 1 == len(messages)

@@ -1,1 +1,4 @@
-"""Models as a service: an HTTP front in the dialect of OpenAI, and a page to use and watch them."""
+"""Models over HTTP, in the dialect of OpenAI: a gateway (keys, limits, bounds), a guard, and engines.
+
+`contract.py` is what they say to each other; `local.py` answers it in this process.
+"""

@@ -15,6 +15,7 @@ from typing import Any
 from bimo.core.artifacts import RunDirectory
 from bimo.core.errors import UserError
 from bimo.core.json_files import finite
+from bimo.serving.errors import ApiError
 
 Line = dict[str, Any]
 
@@ -42,7 +43,7 @@ class Lines:
     damaged: int = 0
 
 
-class RunsFolder:
+class Runs:
     """A folder of run directories.
 
     Args:
@@ -60,20 +61,20 @@ class RunsFolder:
             raise UserError("this is one run, not a folder of runs", where=str(folder), mend=mend)
         self.folder = folder
 
-    def summaries(self) -> list[Line]:
+    def listed(self) -> list[Line]:
         """Of each run its name, when it was last written to, and where its newest lines stand; the newest first."""
         runs = [(_modified(run), run) for run in map(RunDirectory, self.folder.iterdir()) if _is_run(run)]
         newest = sorted(runs, key=lambda pair: (-pair[0], pair[1].path.name))[:MOST_RUNS]
         return [{"name": run.path.name, "modified": time, **_summary(run.metrics)} for time, run in newest]
 
-    def run(self, name: str) -> Line:
-        """A run's curves and samples.
+    def one(self, name: str) -> Line:
+        """A run's curves and samples, and how many lines of its logs could not be read.
 
         Args:
-            name: As `summaries` has it.
+            name: As `listed` has it.
 
         Raises:
-            UserError: There is no such run.
+            ApiError: There is no such run.
         """
         run = self._find(name)
         metrics, samples = _spread(run.metrics), _newest(run.path / "samples.jsonl")
@@ -81,24 +82,23 @@ class RunsFolder:
             "name": name,
             "metrics": thinned(metrics.found),
             "samples": samples.found[-_SAMPLES:],
-            "damaged": metrics.damaged + samples.damaged,
+            "damaged": metrics.damaged + samples.damaged + _newest(run.events).damaged,
         }
 
-    def events(self, name: str) -> Line:
-        """A run's newest events, and how many lines could not be read.
+    def events(self, name: str) -> list[Line]:
+        """A run's newest events.
 
         Raises:
-            UserError: There is no such run.
+            ApiError: There is no such run.
         """
-        lines = _newest(self._find(name).events)
-        return {"name": name, "events": lines.found[-MOST_LINES:], "damaged": lines.damaged}
+        return _newest(self._find(name).events).found[-MOST_LINES:]
 
     def _find(self, name: str) -> RunDirectory:
         """The run of this name. Compared with what the folder lists: a path, `..` or a name with NUL is none of them."""
         for path in self.folder.iterdir():
             if path.name == name and _is_run(RunDirectory(path)):
                 return RunDirectory(path)
-        raise UserError("there is no such run", where=name[:100], mend="GET /v1/runs lists them.")
+        raise ApiError(404, "there is no such run: GET /v1/runs lists them", "run_not_found", param="name")
 
 
 def thinned(lines: Sequence[Line], most: int = MOST_LINES) -> list[Line]:

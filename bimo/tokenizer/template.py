@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import secrets
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from bimo.core.errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
 Piece = tuple[bool, str]
+_RENDERING = threading.Lock()  # a template has one budget at a time
 
 
 class ChatTemplate:
@@ -38,6 +40,10 @@ class ChatTemplate:
         Raises:
             UserError: The template refuses these messages, is broken, or asks for more than it may have.
         """
+        with _RENDERING:
+            return self._rendered(messages, add_generation_prompt)
+
+    def _rendered(self, messages: Messages, add_generation_prompt: bool) -> str:
         import jinja2
 
         from bimo.tokenizer.sandbox import LONGEST_VALUE, Budget

@@ -153,7 +153,7 @@ def make_small_app(models: dict[str, Any], runs: Path | None = None) -> FastAPI:
         import resource
 
         engine = next(iter(engines.values()))
-        s = engine.stats()
+        s = engine.stats
         return {"queue": 0, "running": getattr(s, "running", 0), "waiting": getattr(s, "waiting", 0), "tokens_per_s": getattr(s, "tokens_per_s", 0.0), "free_blocks": getattr(s, "free_blocks", 0), "n_blocks": getattr(s, "n_blocks", 0), "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "requests": state["requests"], "rejected": 0, "models": list(models)}
 
     def runs_folder() -> RunsFolder:

@@ -48,7 +48,7 @@ export class RunView {
       const path = `/v1/runs/${encodeURIComponent(this.name)}`;
       const [run, events] = await Promise.all([get(path), get(`${path}/events`)]);
       if (this.#timer === null) return; // left meanwhile
-      const seen = JSON.stringify([run.metrics.length, run.metrics.at(-1), run.samples.length, events.events.length]);
+      const seen = JSON.stringify([run.metrics.length, run.metrics.at(-1), run.samples.length, events.length]);
       if (seen !== this.#drawn) this.#draw(run, events); // what has not changed is not disturbed
       this.#drawn = seen;
     } catch (error) {
@@ -59,15 +59,14 @@ export class RunView {
     this.#timer = setTimeout(() => (document.hidden ? (this.#timer = setTimeout(() => this.#load(), EVERY_MS)) : this.#load()), EVERY_MS);
   }
 
-  #draw(run, { events, damaged }) {
+  #draw(run, events) {
     this.#lines = run.metrics;
     this.#events = events;
-    const broken = run.damaged + damaged;
     if (!this.plot) this.#build();
     this.#curves();
     refill(
       this.rest,
-      broken ? h("p", { class: "quiet", words: "runs.damaged", values: { count: broken } }) : null,
+      run.damaged ? h("p", { class: "quiet", words: "runs.damaged", values: { count: run.damaged } }) : null,
       samples(run.samples),
       this.#eventList(),
     );

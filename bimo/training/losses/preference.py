@@ -105,9 +105,7 @@ class DirectPreference(Preference):
     @torch.no_grad()
     def reference_likelihoods(self, batch: Batch, softcap: float) -> Tensor:
         if self.reference is None:
-            raise UserError(
-                "dpo needs a reference", where="loss", mend="Give one, or use simpo, which does without."
-            )
+            raise UserError("dpo needs a reference", where="loss", mend="Give one, or use simpo, which does without.")
         return answer_likelihoods(*self.reference(batch), batch, softcap)
 
 

@@ -1,0 +1,37 @@
+"""Several rules as one, out of the names of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bimo.core.registry import REGISTRIES, made_part, name_and_parameters
+from bimo.guard.contract import Guard, Side, Verdict
+
+
+class Chain:
+    """Runs rules one after the other; all of them see the same text.
+
+    Args:
+        rules: By their names.
+    """
+
+    def __init__(self, rules: Mapping[str, Guard]) -> None:
+        self.rules = dict(rules)
+
+    def check(self, text: str, side: Side) -> list[Verdict]:
+        """All verdicts, in the order of their places."""
+        found = [verdict for rule in self.rules.values() for verdict in rule.check(text, side)]
+        return sorted(found, key=lambda verdict: (verdict.start, verdict.end))
+
+
+def made_chain(texts: Sequence[str]) -> Chain:
+    """The chain of rules that are named like `personal_data(action="mask")`.
+
+    Raises:
+        UserError: A rule is unknown, or refuses its parameters.
+    """
+    rules: dict[str, Guard] = {}
+    for text in texts:
+        name, parameters = name_and_parameters(text)
+        rules[name] = made_part("guard", text, REGISTRIES["guard"].get(name), parameters)
+    return Chain(rules)

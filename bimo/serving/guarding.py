@@ -1,0 +1,89 @@
+"""The guard as the gateway asks it: in this process, a long text in a thread; and what becomes of its verdicts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bimo.guard import Chain, Side, Verdict, masked
+from bimo.serving.contract import GuardService, GuardVerdict
+from bimo.serving.errors import ApiError
+
+_THREAD_CHARACTERS = 20_000
+
+
+class LocalGuard:
+    """A chain of rules in this process.
+
+    Args:
+        chain: The rules.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+
+    async def check(self, texts: Sequence[str], side: Side) -> list[list[GuardVerdict]]:
+        """See `GuardService`."""
+        if sum(map(len, texts)) > _THREAD_CHARACTERS:
+            return await asyncio.to_thread(self._check, texts, side)
+        return self._check(texts, side)
+
+    async def rules(self) -> Mapping[str, str]:
+        """See `GuardService`."""
+        return {name: getattr(rule, "action", "refuse") for name, rule in self._chain.rules.items()}
+
+    def _check(self, texts: Sequence[str], side: Side) -> list[list[GuardVerdict]]:
+        return [
+            [GuardVerdict(v.rule, v.score, v.action, v.start, v.end) for v in self._chain.check(text, side)]
+            for text in texts
+        ]
+
+
+class Told:
+    """What the guard said about a request and its answer, as the answer tells it."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[dict[str, Any]] = []
+
+    def add(self, verdicts: Sequence[GuardVerdict], side: Side, number: int) -> None:
+        """Verdicts on one of the texts."""
+        for verdict in verdicts:
+            own = {key: value for key, value in verdict.to_dict().items() if key != "is"}
+            self.verdicts.append({**own, "side": side, "text": number})
+
+
+async def guarded_input(guard: GuardService, texts: Sequence[str], told: Told) -> list[str]:
+    """Texts as they go to a model: what is masked is left out.
+
+    Raises:
+        ApiError: A rule refuses one of them.
+    """
+    found = []
+    for number, (text, verdicts) in enumerate(zip(texts, await guard.check(texts, "input"), strict=True)):
+        told.add(verdicts, "input", number)
+        refused = next((verdict for verdict in verdicts if verdict.action == "refuse"), None)
+        if refused is not None:
+            message = f"the guard's rule {refused.rule!r} refuses this text"
+            raise ApiError(400, message, "content_filter", param="input")
+        found.append(_masked(text, verdicts))
+    return found
+
+
+async def guarded_output(guard: GuardService, texts: Sequence[str], told: Told) -> list[str | None]:
+    """Texts as they go to a client; None: a rule refuses it."""
+    found: list[str | None] = []
+    for number, (text, verdicts) in enumerate(zip(texts, await guard.check(texts, "output"), strict=True)):
+        told.add(verdicts, "output", number)
+        refused = any(verdict.action == "refuse" for verdict in verdicts)
+        found.append(None if refused else _masked(text, verdicts))
+    return found
+
+
+async def holds_output(guard: GuardService) -> bool:
+    """Whether a rule may change what comes out, so that nothing of it can be shown before all is there."""
+    return any(action != "note" for name, action in (await guard.rules()).items() if name != "length")
+
+
+def _masked(text: str, verdicts: Sequence[GuardVerdict]) -> str:
+    return masked(text, [Verdict(v.rule, v.score, v.action, v.start, v.end) for v in verdicts])
