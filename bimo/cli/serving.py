@@ -72,13 +72,14 @@ def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
     from bimo.serving.local import LocalEngine
     from bimo.serving.logs import log_to
     from bimo.serving.models import open_models
+    from bimo.serving.pages import add_pages
     from bimo.serving.running import address_of, listen
     from bimo.serving.running import serve as run
 
     keys = read_keys(Path(settings.keys)) if settings.keys else KeyRing()
     own = listen(settings)  # before a model is loaded: a port in use is said at once
     models = open_models(options.models, options.name, options.adapter, engine)
-    app, gateway = make_app(LocalEngine(models), settings, keys=keys)
+    app, gateway = make_app(LocalEngine(models), settings, keys=keys, pages=add_pages)
     log_to(sys.stderr)
     url = address_of(own)
     names = [name for model in models for name in model.names]
@@ -89,7 +90,7 @@ def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
 def _greet(url: str, names: list[str], settings: ServeSettings, has_keys: bool) -> None:
     """Where the server is, and how to ask it something."""
     key = ' -H "Authorization: Bearer KEY"' if has_keys else ""
-    print_now(f"serving {', '.join(names)} at {url}   (all addresses: {url}/docs; Ctrl-C ends it)")
+    print_now(f"serving {', '.join(names)} at {url}   (a page in the browser; all addresses: {url}/docs; Ctrl-C ends it)")
     body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     print_now(f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
     if not has_keys and settings.host not in ("127.0.0.1", "localhost", "::1"):

@@ -75,8 +75,13 @@ def static_files() -> dict[str, StaticFile]:
     return found
 
 
-def add_pages(app: Starlette) -> None:
-    """Add `/` and `/web/{name}` to an application (Starlette or FastAPI); neither shows up in its OpenAPI page."""
+def add_pages(app: Starlette, gateway: object = None) -> None:
+    """Add `/` and `/web/{name}` to an application; neither shows up in its OpenAPI page.
+
+    Args:
+        app: Of Starlette or FastAPI.
+        gateway: Not needed: the page asks by the same routes as everybody.
+    """
     from starlette.exceptions import HTTPException
 
     files = static_files()

@@ -102,7 +102,7 @@ class Beside {
       h(
         "div",
         { class: "row result-foot" },
-        h("span", { class: "quiet mono" }, [found.model, found.bimo?.route?.reason].filter(Boolean).join(" · ")),
+        h("span", { class: "quiet mono" }, found.bimo?.route && !chosenModel() ? `${found.model} · ${found.bimo.route.reason}` : found.model),
         h("button", { type: "button", class: "plain", words: "action.copy", on: { click: () => copyText(text, this.#told) } }),
       ),
     );

@@ -1,11 +1,11 @@
 // The chat: a conversation that is written while one watches, can be stopped, asked again and taken back.
 
-import { stream } from "./api.js";
+import { answers } from "./answers.js";
 import { copyText } from "./copying.js";
 import { Conversation } from "./conversation.js";
 import { h, newId, put, refill } from "./dom.js";
-import { remember, t } from "./language.js";
-import { chosenModel } from "./models.js";
+import { remember, say, t } from "./language.js";
+import { chosenModel, knowsChat } from "./models.js";
 import { legend } from "./tokens.js";
 import { TurnView } from "./turn.js";
 
@@ -23,6 +23,7 @@ export class Chat {
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.#stopper && !this.element.closest("[hidden]")) this.#stop();
     });
+    document.addEventListener("modelchange", () => say(this.input, { hint: knowsChat() ? "chat.hint" : "chat.continue" }));
     this.#drawAll();
   }
 
@@ -72,15 +73,14 @@ export class Chat {
   /** Ask for an answer to the conversation as it stands. */
   async #answer() {
     const { tokens, ...parameters } = this.#settings.values();
-    const body = { model: chosenModel(), messages: this.#conversation.messages(), stream: true, ...parameters };
-    if (tokens) Object.assign(body, { logprobs: true, top_logprobs: 5 });
-    const turn = this.#conversation.add({ role: "assistant", content: "", model: body.model, tokens: tokens ? [] : undefined });
+    const said = this.#conversation.messages();
+    const turn = this.#conversation.add({ role: "assistant", content: "", model: chosenModel(), tokens: tokens ? [] : undefined });
     const view = this.#show(turn);
     view.start(tokens);
     this.#busy(new AbortController());
     this.#told.textContent = t("chat.writing");
     try {
-      for await (const chunk of stream("/v1/chat/completions", body, this.#stopper.signal)) this.#take(turn, view, chunk);
+      for await (const piece of answers(said, parameters, tokens, this.#stopper.signal)) this.#take(turn, view, piece);
     } catch (error) {
       if (error.name === "AbortError") turn.finish = "stopped";
       else turn.error = error;
@@ -92,19 +92,16 @@ export class Chat {
     this.#scroll();
   }
 
-  #take(turn, view, chunk) {
-    if (chunk.bimo) {
-      turn.route = chunk.bimo.route ?? turn.route;
-      turn.verdicts = [...(turn.verdicts ?? []), ...(chunk.bimo.guard ?? [])];
+  #take(turn, view, { text, tokens, finish, bimo }) {
+    if (bimo?.guard) turn.verdicts = [...(turn.verdicts ?? []), ...bimo.guard];
+    if (bimo?.route) {
+      if (!turn.model) turn.reason = bimo.route.reason; // why this one, when nobody chose
+      turn.model = bimo.route.model;
+      view.name();
     }
-    if (turn.route?.model) view.model.textContent = turn.model = turn.route.model;
-    const choice = chunk.choices?.[0];
-    if (!choice) return; // usage alone
-    const text = choice.delta?.content ?? "";
-    const tokens = choice.logprobs?.content;
     turn.content += text;
     turn.tokens?.push(...(tokens ?? []));
-    turn.finish = choice.finish_reason ?? turn.finish;
+    turn.finish = finish ?? turn.finish;
     if (text || tokens) view.push(text, tokens);
     this.#scroll();
   }

@@ -58,6 +58,7 @@ export const amount = (value, digits = 0) =>
 
 /** A share 0 … 1 as a percentage that never claims certainty it does not have. */
 export function percent(share) {
+  if (share === 0) return "0%";
   if (share > 0.9995 && share < 1) return ">99.9%";
   if (share > 0 && share < 0.0005) return "<0.1%";
   return `${(100 * share).toFixed(share >= 0.1 ? 0 : 1)}%`;

@@ -9,7 +9,7 @@ const EVERY_MS = 1000;
 const KEPT = 120; // two minutes
 
 const CARDS = [
-  { words: "live.queue", value: (stats) => stats.waiting ?? stats.queue, write: (value) => amount(value) },
+  { words: "live.queue", value: (stats) => stats.queue, write: (value) => amount(value) },
   { words: "live.running", value: (stats) => stats.running, write: (value) => amount(value) },
   { words: "live.speed", value: (stats) => stats.tokens_per_s, write: (value) => amount(value, value < 100 ? 1 : 0) },
   { words: "live.memory", value: (stats) => stats.memory_bytes, write: bytes },
@@ -24,11 +24,11 @@ export class Live {
 
   constructor() {
     this.cards = CARDS.map((card) => new Card(card));
-    this.total = h("p", { class: "quiet" });
-    this.grid = h("div", { class: "cards" }, this.cards.map((card) => card.element));
+    this.engines = h("ul", { class: "engines" });
+    this.grid = h("div", {}, h("div", { class: "cards" }, this.cards.map((card) => card.element)), h("h2", { words: "live.engines" }), this.engines);
     this.state = h("div", {}, waiting());
     this.grid.hidden = true;
-    this.element = h("div", { class: "live" }, this.state, this.grid, this.total);
+    this.element = h("div", { class: "live" }, this.state, this.grid);
     document.addEventListener("visibilitychange", () => this.#again()); // nobody looks: nobody asks
   }
 
@@ -53,7 +53,7 @@ export class Live {
       for (const card of this.cards) card.add(stats);
       refill(this.state);
       this.grid.hidden = this.#failing = false;
-      refill(this.total, h("span", { words: "live.total", values: { requests: amount(stats.requests) } }));
+      refill(this.engines, stats.models.map(engine));
     } catch (error) {
       if (!this.#failing) refill(this.state, problem(error, () => this.#again())); // said once, not each second
       this.#failing = true;
@@ -63,6 +63,16 @@ export class Live {
     if (this.#open && !document.hidden) this.#timer = setTimeout(() => this.#poll(), this.#failing ? 5 * EVERY_MS : EVERY_MS);
   }
 }
+
+const engine = ({ model, state, n_tokens: count, n_restarts: restarts }) =>
+  h(
+    "li",
+    {},
+    h("span", { class: "mono" }, model),
+    h("span", { class: `state-${state}`, words: `live.${state}` }),
+    h("span", { class: "quiet number", words: "live.tokens", values: { count: amount(count) } }),
+    restarts ? h("span", { class: "quiet number", words: "live.restarts", values: { count: amount(restarts) } }) : null,
+  );
 
 /** A figure and its curve. */
 class Card {

@@ -5,9 +5,11 @@ import { h, newId, refill } from "./dom.js";
 
 const state = { list: [], chosen: "" };
 
-/** What goes into a request: the model's name. */
+/** What goes into a request: the model's name; "" leaves the choice to the server. */
 export const chosenModel = () => state.chosen;
-export const modelNames = () => state.list.map((model) => model.id);
+
+/** Whether the model was made for conversations. One that was not continues texts. */
+export const knowsChat = () => (state.list.find((model) => model.id === state.chosen) ?? state.list[0])?.bimo?.chat !== false;
 
 /** A field to choose the model; it asks the server for the names, and again when a view finds it reachable again. */
 export function modelField() {
@@ -24,13 +26,19 @@ export function modelField() {
     } finally {
       asking = false;
     }
-    if (!modelNames().includes(state.chosen)) choose(modelNames()[0] ?? "");
-    select.disabled = state.list.length < 2;
-    refill(select, state.list.map((model) => h("option", { value: model.id, selected: model.id === state.chosen }, model.id)));
+    const one = state.list.length === 1;
+    select.disabled = one;
+    refill(select, one ? null : h("option", { value: "", words: "model.any" }), state.list.map(option));
+    choose(one ? state.list[0].id : "");
   };
   document.addEventListener("reachable", () => state.list.length || load());
   load();
   return h("div", { class: "model-field" }, h("label", { for: id, words: "model.label" }), select);
+}
+
+function option({ id, bimo }) {
+  const tasks = bimo?.tasks?.length ? ` · ${bimo.tasks.join(", ")}` : "";
+  return h("option", { value: id }, id + tasks);
 }
 
 function choose(name) {

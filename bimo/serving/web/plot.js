@@ -4,6 +4,7 @@ import { h, refill, s } from "./dom.js";
 import { locale } from "./language.js";
 
 const HEIGHT = 280;
+const MOST_NAMES = 6; // of events; more would hide the curve
 const EDGE = { left: 56, right: 14, top: 12, bottom: 30 };
 
 /** Round numbers that divide a range into some five parts. */
@@ -52,7 +53,7 @@ export class Plot {
     for (const event of ["themechange", "languagechange"]) document.addEventListener(event, () => this.element.isConnected && this.draw());
   }
 
-  /** Show curves: series are {kind, points: [[step, value], …]}; marks are steps at which something happened. */
+  /** Show curves: series are {kind, points: [[step, value], …]}; marks {step, name} say when something happened. */
   show(series, marks, log) {
     this.#series = series.map((one) => ({ ...one, points: one.points.filter(([, y]) => Number.isFinite(y) && (!log || y > 0)) }));
     this.#marks = marks;
@@ -131,9 +132,11 @@ export class Plot {
   #events() {
     const { x } = this.#frame;
     const floor = HEIGHT - EDGE.bottom;
-    const mark = (step) => [
+    const named = this.#marks.length <= MOST_NAMES;
+    const mark = ({ step, name }) => [
       s("line", { class: "event-line", x1: x(step), x2: x(step), y1: EDGE.top, y2: floor }),
       s("path", { class: "event-mark", d: `M${x(step)},${floor - 5}l4,5l-4,5l-4,-5z` }),
+      named ? s("text", { x: x(step) - 5, y: EDGE.top + 8, "text-anchor": "end" }, name) : null,
     ];
     return s("g", { class: "events" }, this.#marks.map(mark).flat());
   }

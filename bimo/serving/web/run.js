@@ -104,8 +104,8 @@ export class RunView {
     const points = ({ of }) => this.#lines.map((line) => [line.step, of(line)]).filter(([x, y]) => Number.isFinite(x) && typeof y === "number");
     this.series = CURVES[name].map((curve) => ({ ...curve, points: points(curve) })).filter((one) => one.points.length);
     refill(this.key, this.series.map(({ kind, words }) => h("li", {}, sample(kind), h("span", { words }))));
-    const marks = [...new Set(this.#events.map(({ step }) => step).filter((step) => Number.isFinite(step) && step > 0))];
-    this.plot.show(this.series, marks, this.log.getAttribute("aria-pressed") === "true");
+    const marks = new Map(this.#events.filter(({ step }) => step > 0).map(({ step, event }) => [step, { step, name: String(event) }]));
+    this.plot.show(this.series, [...marks.values()], this.log.getAttribute("aria-pressed") === "true");
     this.reading.textContent = this.series.length ? t("runs.hover") : t("runs.empty");
   }
 
@@ -121,7 +121,7 @@ export class RunView {
   #eventList() {
     const item = (event) => {
       const { event: kind, step, time, what, ...facts } = event;
-      const more = Object.entries(facts).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`);
+      const more = Object.entries(facts).map(([name, value]) => `${name} ${fact(value)}`);
       const place = Number.isFinite(step) && step > 0
         ? h("button", { type: "button", class: "plain number", on: { click: () => this.#lookAt(step) } }, amount(step))
         : h("span", { class: "number quiet" }, "–");
@@ -136,6 +136,13 @@ export class RunView {
     this.plot.look(step);
     this.plot.element.scrollIntoView({ block: "nearest" });
   }
+}
+
+/** A fact of an event as a person reads it. */
+function fact(value) {
+  if (typeof value === "number") return String(Number(value.toPrecision(4)));
+  if (value === null || typeof value !== "object") return String(value);
+  return Object.entries(value).map(([name, own]) => (Array.isArray(value) ? fact(own) : `${name} ${fact(own)}`)).join(", ");
 }
 
 const sample = (kind) => s("svg", { class: "key-line", viewBox: "0 0 24 8", "aria-hidden": "true" }, s("path", { class: `curve ${kind}`, d: "M0,4H24" }));

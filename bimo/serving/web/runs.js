@@ -73,7 +73,12 @@ export class Runs {
   }
 }
 
-const figures = ({ step, loss, valid_loss: valid }) =>
-  [amount(step), [loss, valid].map((value) => (typeof value === "number" ? value.toFixed(3) : null)).filter(Boolean).join(" / ")].filter(Boolean).join(" · ");
+/** Where the run stands: words that are there, with points between them. */
+function figures({ step, loss, valid_loss: valid }) {
+  const found = [h("span", { words: "runs.step", values: { step: amount(step) } })];
+  if (typeof loss === "number") found.push(" · ", h("span", { words: "runs.loss", values: { loss: loss.toFixed(3) } }));
+  if (typeof valid === "number") found.push(" · ", h("span", { words: "runs.held_out", values: { loss: valid.toFixed(3) } }));
+  return found;
+}
 
 const when = (seconds) => (seconds ? new Intl.DateTimeFormat(locale(), { dateStyle: "medium", timeStyle: "short" }).format(1000 * seconds) : "");

@@ -5,7 +5,7 @@ import { percent } from "./language.js";
 
 // The lower bounds of the tints; what is likelier than the first has none. Each tint also has an underline of its own,
 // because colour alone tells some readers nothing.
-const LEVELS = [0.9, 0.5, 0.2, 0.05];
+const LEVELS = [0.5, 0.2, 0.05];
 
 /** Tokens that only together are whole characters: one of them alone may be a third of a Chinese character. */
 export class Groups {
@@ -39,7 +39,7 @@ export class Groups {
   }
 }
 
-/** How unlikely, as a step 0 … 4. */
+/** How unlikely, as a step 0 … 3. */
 export function level(logprob) {
   const share = Math.exp(logprob);
   const step = LEVELS.findIndex((bound) => share >= bound);
@@ -189,7 +189,7 @@ function alternative(row, chosen) {
 
 /** What the tints mean. */
 export function legend() {
-  const names = ["tokens.sure", "tokens.likely", "tokens.open", "tokens.unlikely", "tokens.surprise"];
+  const names = ["tokens.likely", "tokens.open", "tokens.unlikely", "tokens.surprise"];
   const part = (words, step) => h("li", {}, h("span", { class: "token", "data-level": step, words }));
   return h("ul", { class: "legend", label: "tokens.legend" }, names.map(part));
 }

@@ -22,8 +22,15 @@ export class TurnView {
     this.#turn = turn;
     this.#actions = actions;
     const mine = turn.role === "user";
-    const who = mine ? h("span", { words: "chat.you" }) : (this.model = h("span", { class: "mono" }, turn.model ?? ""));
-    this.element = h("li", { class: `turn ${mine ? "question" : "answer"}` }, h("p", { class: "who" }, who), this.#body, this.#foot);
+    this.who = h("p", { class: "who" }, mine ? h("span", { words: "chat.you" }) : null);
+    this.element = h("li", { class: `turn ${mine ? "question" : "answer"}` }, this.who, this.#body, this.#foot);
+    this.name();
+  }
+
+  /** Say which model answers, and why this one when nobody chose it. */
+  name() {
+    const { role, model, reason } = this.#turn;
+    if (role !== "user") refill(this.who, h("span", { class: "mono" }, model), reason ? ` · ${reason}` : null);
   }
 
   /** Draw the finished turn; with its probabilities if they are wanted and known. */
@@ -60,13 +67,12 @@ export class TurnView {
   }
 
   #drawFoot() {
-    const { finish, verdicts, route } = this.#turn;
+    const { finish, verdicts } = this.#turn;
     const { copy, edit, again } = this.#actions;
     refill(
       this.#foot,
       ENDS[finish] ? h("p", { class: "quiet", words: ENDS[finish] }) : null,
       verdictList(verdicts),
-      route?.reason ? h("p", { class: "quiet route" }, routeText(route)) : null,
       h(
         "div",
         { class: "actions" },
@@ -79,7 +85,6 @@ export class TurnView {
 }
 
 const button = (words, click, kind = "") => h("button", { type: "button", class: `plain ${kind}`, words, on: { click } });
-const routeText = ({ model, language, reason }) => [language, model, reason].filter(Boolean).join(" · ");
 
 function lineOf(tokens) {
   const line = new TokenLine();
