@@ -86,6 +86,7 @@ def make_app(
     add_docs(app)
     if pages is not None:
         pages(app, gateway)
+    app.openapi()  # made now, not while others wait
     return Door(app, gateway), gateway
 
 

@@ -25,6 +25,7 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _THREAD_BYTES = 2**16  # a longer body is parsed by a thread
 _MOST_HEADERS = 100
+_MOST_KEYS = 2048  # of one object
 
 
 class GoneError(Exception):
@@ -158,6 +159,8 @@ def check_depth(body: bytes, settings: ServeSettings) -> None:
 
 
 def _one_meaning(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_KEYS:
+        raise ValueError(f"an object has more than {_MOST_KEYS} keys")
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("a key stands twice")

@@ -1,5 +1,6 @@
 """Requests in OpenAI's dialect, each field with its bounds. A field that nobody knows is refused, and so are those that
-would change what the answer means (tools, audio); some that change nothing are accepted and ignored."""
+would change what the answer means (tools, audio); some that change nothing are accepted and ignored. Lists are left at
+their first wrong item, so that a body of a million of them costs no more than one."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ _LONGEST_STOP = 256
 Name = Annotated[str, Field(max_length=256)]
 Text = Annotated[str, Field(max_length=4_000_000)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
+Ids = Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=2**20)]
 Stop = Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 _IGNORED = "Accepted, and ignored."
@@ -35,7 +37,9 @@ class ChatTurn(Body):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="developer is another word for system."
     )
-    content: Text | Annotated[list[TextPart], Field(max_length=256)] = Field(description="Text, or parts of it.")
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=256)] = Field(
+        description="Text, or parts of it."
+    )
     name: Name | None = Field(None, description=_IGNORED)
 
     @property
@@ -85,7 +89,7 @@ class Sampling(Body):
         None, description="Added to the logits of tokens, by id."
     )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(None, description="The same seed, the same text.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=16)] | None = Field(
         None, description="Texts that end the answer; they are no part of it."
     )
     n: Annotated[int, Field(ge=1, le=128)] | None = Field(1, description="Answers; the server has a limit of its own.")
@@ -107,7 +111,7 @@ class Sampling(Body):
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=2048)]
+    messages: Annotated[list[ChatTurn], Field(fail_fast=True, min_length=1, max_length=2048)]
     max_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = Field(None, description="New tokens.")
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = Field(None, description="The same.")
     logprobs: bool | None = Field(False, description="Report how likely each token was, by the model alone.")
@@ -121,9 +125,9 @@ class CompletionRequest(Sampling):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=64)]
-        | Annotated[list[Id], Field(min_length=1, max_length=2**20)]
-        | Annotated[list[list[Id]], Field(min_length=1, max_length=64)]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=64)]
+        | Ids
+        | Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=64)]
     ) = Field(description="A text, texts, ids, or lists of ids.")
     max_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = Field(16, description="New tokens.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="Report the likeliest tokens.")
@@ -148,9 +152,9 @@ class EmbeddingRequest(Body):
     model: Name = ""
     input: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=2048)]
-        | Annotated[list[Id], Field(min_length=1, max_length=2**20)]
-        | Annotated[list[list[Id]], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=2048)]
+        | Ids
+        | Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=2048)]
     ) = Field(description="A text, texts, ids, or lists of ids.")
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, Field(ge=1, le=2**20)] | None = Field(None, description="As many as the model has.")
@@ -167,14 +171,14 @@ class EmbeddingRequest(Body):
         return [one if isinstance(one, str) else tuple(one) for one in given]
 
 
-Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+Texts = Text | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=2048)]
 
 
 class ModerationRequest(Body):
     """POST /v1/moderations."""
 
     model: Name | None = Field(None, description=_IGNORED)
-    input: Texts | Annotated[list[TextPart], Field(min_length=1, max_length=2048)]
+    input: Texts | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=2048)]
 
     @property
     def texts(self) -> list[str]:
@@ -204,9 +208,9 @@ class ClassifyRequest(Body):
 
     model: Name = ""
     input: Texts
-    labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=256)] = Field(
-        default_factory=list, description="To choose from; none: those that the model was trained with."
-    )
+    labels: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(fail_fast=True, max_length=256)
+    ] = Field(default_factory=list, description="To choose from; none: those that the model was trained with.")
 
 
 class AttentionRequest(Body):

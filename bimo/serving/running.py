@@ -22,6 +22,8 @@ from bimo.serving.logs import log
 from bimo.serving.settings import ServeSettings
 
 _BACKLOG = 2048
+_SPARE_BYTES = 2**13
+_SEND_BUFFER = 2**17  # else the system keeps megabytes for each client that takes nothing
 _LAST_CONNECTIONS_S = 5  # when nothing is under way any more
 _LAST_WORDS_S = 0.3  # for clients to learn that the server goes down
 
@@ -49,7 +51,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=max(1, round(settings.keep_alive_s)),
                 backlog=_BACKLOG,
                 server_header=False,
-                h11_max_incomplete_event_size=settings.max_header_bytes,
+                h11_max_incomplete_event_size=settings.max_header_bytes + _SPARE_BYTES,  # a little more: it gets a 431
                 timeout_graceful_shutdown=_LAST_CONNECTIONS_S,
             )
         )
@@ -93,6 +95,7 @@ def listen(settings: ServeSettings) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         own = socket.socket(family, kind, protocol)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # of each connection, too
         own.bind(address)
         own.listen(_BACKLOG)
     except OSError as error:

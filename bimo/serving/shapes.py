@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from bimo.serving.contract import Piece, TokenInfo
 
+_LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\u0085", "\\u0085"))
 DONE = b"data: [DONE]\n\n"
 _REASONS = {
     "end": "stop",
@@ -73,7 +74,16 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 def event(content: Mapping[str, Any]) -> bytes:
     """A server-sent event."""
-    return b"data: " + json.dumps(content, ensure_ascii=False).encode("utf-8", errors="replace") + b"\n\n"
+    return b"data: " + json.dumps(content).encode("ascii") + b"\n\n"
+
+
+def _quoted(text: str) -> bytes:
+    """A text as JSON, on one line to everybody: some clients end lines at these three characters, too."""
+    quoted = encode_basestring(text)
+    if not text.isascii():
+        for end, escape in _LINE_ENDS:
+            quoted = quoted.replace(end, escape)
+    return quoted.encode("utf-8", errors="replace")
 
 
 class _Base:
@@ -129,7 +139,7 @@ class ChatShape(_Base):
             logprobs = {"content": [_chat_token(token) for token in piece.logprobs]}
             return self._chunk([self._choice(piece.choice, {"content": piece.text}, logprobs)])
         before, behind = self._around(piece.choice, self._choice(piece.choice, {"content": "\x00"}))
-        return before + encode_basestring(piece.text).encode("utf-8", errors="replace") + behind
+        return before + _quoted(piece.text) + behind
 
     def end(self, choice: int, reason: str, about: Mapping[str, Any] | None = None) -> bytes:
         """See `Shape`."""
@@ -167,7 +177,7 @@ class CompletionShape(_Base):
         if piece.logprobs:
             return self._chunk([self._choice(piece.choice, piece.text, _completion_tokens(piece.logprobs))])
         before, behind = self._around(piece.choice, self._choice(piece.choice, "\x00"))
-        return before + encode_basestring(piece.text).encode("utf-8", errors="replace") + behind
+        return before + _quoted(piece.text) + behind
 
     def end(self, choice: int, reason: str, about: Mapping[str, Any] | None = None) -> bytes:
         """See `Shape`."""
