@@ -9,6 +9,8 @@ import { chosenModel, knowsChat } from "./models.js";
 import { legend } from "./tokens.js";
 import { TurnView } from "./turn.js";
 
+const BREATH_MS = 12;
+
 export class Chat {
   #conversation = new Conversation();
   #views = new Map();
@@ -80,7 +82,14 @@ export class Chat {
     this.#busy(new AbortController());
     this.#told.textContent = t("chat.writing");
     try {
-      for await (const piece of answers(said, parameters, tokens, this.#stopper.signal)) this.#take(turn, view, piece);
+      let rested = performance.now();
+      for await (const piece of answers(said, parameters, tokens, this.#stopper.signal)) {
+        this.#take(turn, view, piece);
+        if (performance.now() - rested < BREATH_MS) continue;
+        this.#scroll(); // measuring makes the browser lay the page out, which is too much for each token
+        await new Promise((resolve) => setTimeout(resolve)); // a fast model must not keep the keyboard waiting
+        rested = performance.now();
+      }
     } catch (error) {
       if (error.name === "AbortError") turn.finish = "stopped";
       else turn.error = error;
@@ -103,7 +112,6 @@ export class Chat {
     turn.tokens?.push(...(tokens ?? []));
     turn.finish = finish ?? turn.finish;
     if (text || tokens) view.push(text, tokens);
-    this.#scroll();
   }
 
   #busy(stopper) {

@@ -9,7 +9,7 @@ const LEVELS = [0.5, 0.2, 0.05];
 
 /** Tokens that only together are whole characters: one of them alone may be a third of a Chinese character. */
 export class Groups {
-  #decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  #decoder = new TextDecoder("utf-8", { ignoreBOM: true }); // what is broken becomes U+FFFD, as at the server
   #encoder = new TextEncoder();
   #waiting = [];
   #bytes = [];
@@ -18,25 +18,28 @@ export class Groups {
   push(token) {
     this.#waiting.push(token);
     this.#bytes.push(...(token.bytes ?? this.#encoder.encode(token.token)));
-    try {
-      return this.#done(this.#decoder.decode(new Uint8Array(this.#bytes)));
-    } catch {
-      // Broken for good, and not only unfinished: no character has more than four bytes.
-      return this.#bytes.length > 32 ? this.finish() : null;
-    }
+    return endsInside(this.#bytes) ? null : this.finish();
   }
 
   /** What is left at the end: bytes that are no characters, as the text shows them. */
   finish() {
-    return this.#waiting.length ? this.#done(new TextDecoder().decode(new Uint8Array(this.#bytes))) : null;
-  }
-
-  #done(text) {
-    const group = { text, tokens: this.#waiting };
+    if (!this.#waiting.length) return null;
+    const group = { text: this.#decoder.decode(new Uint8Array(this.#bytes)), tokens: this.#waiting };
     this.#waiting = [];
     this.#bytes = [];
     return group;
   }
+}
+
+/** Whether bytes of UTF-8 end inside of a character, so that the next token may complete it. */
+function endsInside(bytes) {
+  for (let back = 1; back <= Math.min(3, bytes.length); back += 1) {
+    const byte = bytes.at(-back);
+    if ((byte & 0xc0) === 0x80) continue; // not the first byte of a character
+    const length = byte >= 0xf5 || byte < 0xc2 ? 1 : byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : 2;
+    return length > back;
+  }
+  return false;
 }
 
 /** How unlikely, as a step 0 … 3. */
@@ -77,8 +80,17 @@ export class TokenLine {
     for (const token of tokens) this.#add(this.#groups.push(token));
   }
 
-  finish() {
+  /** Show a whole text; says whether the tokens are it. Of an answer that was stopped, tokens may have run ahead. */
+  write(tokens, text) {
+    this.push(tokens);
     this.#add(this.#groups.finish());
+    let length = this.text.length;
+    while (length > text.trimEnd().length && this.#shown.length > 1) {
+      if (length - this.#shown.at(-1).text.length < text.trimEnd().length) break;
+      length -= this.#shown.pop().text.length;
+      this.element.lastChild.remove();
+    }
+    return this.text.trimEnd() === text.trimEnd();
   }
 
   #add(group) {

@@ -37,9 +37,9 @@ export class TurnView {
   draw(withTokens) {
     const { content, tokens, error } = this.#turn;
     this.element.removeAttribute("data-writing");
-    this.#line = withTokens && tokens?.length ? lineOf(tokens) : null;
+    this.#line = withTokens && tokens?.length ? new TokenLine() : null;
     // What the guard has changed is shown as it was changed: the model's own tokens must not tell what was masked.
-    const honest = this.#line && this.#line.text.trimEnd() === content.trimEnd();
+    const honest = this.#line?.write(tokens, content);
     if (content) refill(this.#body, honest ? this.#line.element : plain(content));
     else this.#body.replaceChildren();
     if (this.#line && !honest && content) put(this.#body, h("p", { class: "quiet", words: "tokens.changed" }));
@@ -85,13 +85,6 @@ export class TurnView {
 }
 
 const button = (words, click, kind = "") => h("button", { type: "button", class: `plain ${kind}`, words, on: { click } });
-
-function lineOf(tokens) {
-  const line = new TokenLine();
-  line.push(tokens);
-  line.finish();
-  return line;
-}
 
 /** Text with its line breaks; what stands between ``` fences is set as code. Nothing else is interpreted. */
 export function plain(text) {
