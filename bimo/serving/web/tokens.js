@@ -7,6 +7,8 @@ import { percent } from "./language.js";
 // because colour alone tells some readers nothing.
 const LEVELS = [0.5, 0.2, 0.05];
 
+const MOST_REST = 8; // characters
+
 /** Tokens that only together are whole characters: one of them alone may be a third of a Chinese character. */
 export class Groups {
   #decoder = new TextDecoder("utf-8", { ignoreBOM: true }); // what is broken becomes U+FFFD, as at the server
@@ -84,13 +86,16 @@ export class TokenLine {
   write(tokens, text) {
     this.push(tokens);
     this.#add(this.#groups.finish());
-    let length = this.text.length;
-    while (length > text.trimEnd().length && this.#shown.length > 1) {
-      if (length - this.#shown.at(-1).text.length < text.trimEnd().length) break;
+    const wanted = text.trimEnd();
+    let length = this.text.trimEnd().length;
+    while (length > wanted.length) {
       length -= this.#shown.pop().text.length;
       this.element.lastChild.remove();
     }
-    return this.text.trimEnd() === text.trimEnd();
+    const rest = wanted.slice(this.text.length);
+    if (rest.length > MOST_REST || !wanted.startsWith(this.text.trimEnd())) return false;
+    this.#add({ text: rest, tokens: [] }); // it ends inside of a token
+    return true;
   }
 
   #add(group) {
@@ -103,7 +108,7 @@ export class TokenLine {
 
   #point(span) {
     const number = this.#spans.indexOf(span);
-    if (number >= 0) card.show(span, this.#shown[number]);
+    if (number >= 0 && this.#shown[number].tokens.length) card.show(span, this.#shown[number]);
   }
 
   #move(event) {
