@@ -27,6 +27,8 @@ MAY_IMPORT = {
     "flags": {"core"},
     "live": {"core", "training"},
     "applying": {"core", "tokenizer", "data", "engine", "tasks", "lm"},
+    "guard": {"core"},
+    "serving": {"core", "tokenizer", "model", "interop", "engine", "tasks", "applying", "guard", "lm", ""},
     "examples": {"core", "tokenizer", "data", "tasks", "training"},
     "lm": {"core", "tokenizer", "data", "model", "training", "interop", "engine", "evaluation", "examples", "tasks"},
     "testing": {"core", "model", "training", "evaluation", "lm"},
@@ -77,6 +79,7 @@ MAY_IMPORT = {
         "evaluation",
         "engine",
         "interop",
+        "serving",
         "",
     },
 }

@@ -27,6 +27,7 @@ DOCS = [
         "applications.md",
         "evaluation.md",
         "tasks.md",
+        "serving.md",
     )
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]

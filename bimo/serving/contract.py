@@ -206,14 +206,7 @@ Event = Started | Piece | Finished | Failed
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall(Message):
-    """A vector of length 1 for each text.
-
-    Attributes:
-        id: Of the request.
-        model: A name out of `models()`.
-        texts: Texts, or ids.
-        tenant: Whose it is.
-    """
+    """A vector of length 1 for each text, which may be given as ids."""
 
     id: str
     model: str
@@ -234,8 +227,6 @@ class ApplyCall(Message):
     """Texts that are translated, summarised or classified.
 
     Attributes:
-        id: Of the request.
-        model: A name out of `models()`.
         task: What is done.
         texts: One by one.
         source: Of a translation: the language of the texts; "": whatever it is.

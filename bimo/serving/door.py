@@ -7,6 +7,7 @@ line in the log.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -85,6 +86,11 @@ class Door:
             await known.send(told)
         except GoneError:
             raise
+        except asyncio.CancelledError:  # the server ends now, and this took too long
+            if not self._gateway.draining:
+                raise
+            if not visit.status:
+                await ApiError(503, "the server is going down", "unavailable", retry_after_s=5).send(told)
         except Exception as error:  # the client gets a sentence, the log the place
             log.error("request failed", extra={"id": visit.id, **failure(error)})
             if visit.status:

@@ -38,6 +38,7 @@ from bimo.serving.contract import (
     Started,
 )
 from bimo.serving.driving import EngineGoneError, Watcher
+from bimo.serving.logs import failure, log
 from bimo.serving.models import ServedModel
 
 Result = TypeVar("Result")
@@ -241,6 +242,7 @@ def _service_error(error: Exception) -> ServiceError:
     if isinstance(error, EngineGoneError):
         return ServiceError("unavailable", error.what, mend=error.mend, retry_after_s=5)
     if isinstance(error, EngineError):
+        log.error("request failed in the engine", extra=failure(error.__cause__ or error))
         cause = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
         return ServiceError(
             "internal", f"the model failed at this request{cause}", mend="Tell whoever runs the server."

@@ -73,8 +73,10 @@ class Server(uvicorn.Server):
             self._drained_at = now
             log.info("draining")
         waited = now - self._drained_at
-        over = waited >= self.gateway.settings.drain_s or (not self.gateway.visits and waited >= _LAST_WORDS_S)
-        return over or self.force_exit
+        if waited >= self.gateway.settings.drain_s:
+            self.config.timeout_graceful_shutdown = 0  # what is still under way is cut off
+            return True
+        return self.force_exit or (not self.gateway.visits and waited >= _LAST_WORDS_S)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A signal; it is not raised again afterwards, as the server has done what it says."""

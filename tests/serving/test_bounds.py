@@ -262,7 +262,7 @@ def test_half_sent_requests_are_closed_in_time(serve: Serve) -> None:
     running = serve(header_s=0.5, body_s=0.5)
     waiting = slow_clients(running.port, 20)
     idle = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(3)]
-    assert len(running.server.server_state.connections) > 0
+    running.until(lambda: len(running.server.server_state.connections) > 0)
     running.until(lambda: not running.server.server_state.connections, 5)
     for number, own in enumerate([*waiting, *idle]):
         own.settimeout(2)
@@ -314,12 +314,15 @@ def p95(running: Running, count: int) -> float:
 def test_two_hundred_slow_clients_are_not_felt_by_their_neighbours(serve: Serve, small: LM) -> None:
     running = serve(header_s=60.0, body_s=60.0)
     p95(running, 50)
-    alone = p95(running, 200)
-    waiting = slow_clients(running.port, 200)
-    crowded = p95(running, 200)
-    for own in waiting:
-        own.close()
-    assert crowded < 1.5 * alone + 0.002
+    ratios = []
+    for _ in range(5):  # in turn: the machine may be doing something else as well
+        alone = p95(running, 100)
+        waiting = slow_clients(running.port, 200)
+        ratios.append(p95(running, 100) / alone)
+        for own in waiting:
+            own.close()
+        running.until(lambda: len(running.server.server_state.connections) < 5)
+    assert statistics.median(ratios) < 1.5, ratios
 
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
