@@ -28,6 +28,7 @@ DOCS = [
         "evaluation.md",
         "tasks.md",
         "serving.md",
+        "page.md",
     )
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]

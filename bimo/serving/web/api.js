@@ -47,7 +47,10 @@ async function ask(path, { method = "GET", body, signal }) {
   if (key) headers.Authorization = `Bearer ${key}`;
   let answer;
   try {
-    answer = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+    // With a key of the page's own the browser keeps out of it: it would ask for one in a window of its own.
+    const credentials = key ? "omit" : "same-origin";
+    const content = body === undefined ? undefined : JSON.stringify(body);
+    answer = await fetch(path, { method, headers, signal, credentials, body: content });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("unreachable", "");

@@ -36,7 +36,6 @@ ANSWERS = {
 """What the taught model says, word for word, when it is not left to chance."""
 
 
-
 @dataclass
 class Visit:
     """A tab, and what went on in it.
@@ -82,7 +81,13 @@ def taught_model() -> LM:
     torch.set_num_threads(1)  # for steps of a millisecond, a second thread is in the way
     tokenizer = Tokenizer.train([*ANSWERS, *ANSWERS.values()] * 5, vocab_size=300)
     spec = ModelSpec(
-        vocab_size=tokenizer.vocab_size, context_length=256, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_model=64
+        vocab_size=tokenizer.vocab_size,
+        context_length=256,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=16,
+        d_model=64,
     )
     lm = new(spec, tokenizer, seed=1)
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=3e-3)

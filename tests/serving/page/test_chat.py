@@ -10,7 +10,6 @@ from serving.page.browsing import ANSWERS, HOSTILE, Visiting
 from serving.servers import Running
 
 
-
 def hostile_elements(page: Any) -> int:
     return page.locator("img[src=x]").count() + page.locator("body script").count()
 

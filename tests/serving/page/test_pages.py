@@ -26,7 +26,10 @@ def paged(serve: Serve) -> Running:
 
 
 def test_the_page_and_all_its_files_come_with_their_types(paged: Running) -> None:
-    for path, file in {"/": static_files()["index.html"], **{f"/web/{n}": f for n, f in static_files().items()}}.items():
+    for path, file in {
+        "/": static_files()["index.html"],
+        **{f"/web/{n}": f for n, f in static_files().items()},
+    }.items():
         answer = paged.get(path)
         assert answer.status_code == 200, path
         assert answer.headers["content-type"] == file.content_type
@@ -53,7 +56,8 @@ def test_a_browser_asks_again_and_gets_nothing_twice(paged: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../pages.py", "..%2fpages.py", "%2e%2e/pages.py", "..\\pages.py", "main.js%00", "", ".", "none.js", "a/b.js"]
+    "name",
+    ["../pages.py", "..%2fpages.py", "%2e%2e/pages.py", "..\\pages.py", "main.js%00", "", ".", "none.js", "a/b.js"],
 )
 def test_no_name_leads_out_of_the_folder(paged: Running, name: str) -> None:
     answer = paged.get(f"/web/{name}")
