@@ -90,7 +90,7 @@ def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
 def _greet(url: str, names: list[str], settings: ServeSettings, has_keys: bool) -> None:
     """Where the server is, and how to ask it something."""
     key = ' -H "Authorization: Bearer KEY"' if has_keys else ""
-    print_now(f"serving {', '.join(names)} at {url}   (a page in the browser; all addresses: {url}/docs; Ctrl-C ends it)")
+    print_now(f"serving {', '.join(names)} at {url}   (a page for people; every address: {url}/docs; Ctrl-C ends it)")
     body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     print_now(f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
     if not has_keys and settings.host not in ("127.0.0.1", "localhost", "::1"):

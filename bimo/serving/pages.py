@@ -1,8 +1,8 @@
 """The page: `/` and `/web/NAME`, static files that lie in the package, read once and served from memory.
 
 A name is looked up in a dictionary of what the folder `web/` holds, so no path a client sends reaches the file system.
-The policy below lets the page load and reach nothing but this server, run nothing that stands inside HTML, and be framed
-by nobody: text of a model that looks like a program stays text even if the page had a hole.
+The policy below lets the page load and reach nothing but this server, run nothing that stands inside HTML, and be
+framed by nobody: text of a model that looks like a program stays text even if the page had a hole.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Runs:
         return _newest(self._find(name).events).found[-MOST_LINES:]
 
     def _find(self, name: str) -> RunDirectory:
-        """The run of this name. Compared with what the folder lists: a path, `..` or a name with NUL is none of them."""
+        """The run of this name, by comparing it with what the folder lists: a path, `..` or NUL is none of them."""
         for path in self.folder.iterdir():
             if path.name == name and _is_run(RunDirectory(path)):
                 return RunDirectory(path)

@@ -1,4 +1,4 @@
-"""The chat in a real Chromium: streaming, stop, regenerate, edit, probabilities, and text that wants to be a program."""
+"""The chat in a real Chromium: streaming, stop, regenerate, edit, probabilities, text that wants to be a program."""
 
 from __future__ import annotations
 

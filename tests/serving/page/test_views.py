@@ -269,6 +269,7 @@ def test_a_full_server_is_told(visit: Visiting, own_site: Any, small_tokenizer: 
     page = tab.open()
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4000, "min_tokens": 4000, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as busy:
-        next(busy.iter_lines())
+        lines = busy.iter_lines()  # kept: without it the answer would be closed
+        next(lines)
         tab.ask("the cat")
         page.get_by_role("alert").get_by_text("The server has too much to do").wait_for()
