@@ -78,7 +78,7 @@ export class TurnView {
         { class: "actions" },
         copy && this.#turn.content ? button("action.copy", copy) : null,
         edit ? button("action.edit", edit, "only-last") : null,
-        again ? button("action.again", again, "only-last") : null,
+        again && !this.#turn.error ? button("action.again", again, "only-last") : null,
       ),
     );
   }
