@@ -68,6 +68,7 @@ def _new_key(name: str, path: str) -> int:
 
 def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
     from bimo.serving.app import make_app
+    from bimo.serving.guarding import local_guard
     from bimo.serving.keys import KeyRing, read_keys
     from bimo.serving.local import LocalEngine
     from bimo.serving.logs import log_to
@@ -77,9 +78,12 @@ def _serve(options: Any, settings: ServeSettings, engine: Any) -> int:
     from bimo.serving.running import serve as run
 
     keys = read_keys(Path(settings.keys)) if settings.keys else KeyRing()
-    own = listen(settings)  # before a model is loaded: a port in use is said at once
+    guard = local_guard(settings.guard)
+    if settings.runs and not Path(settings.runs).is_dir():
+        raise UserError("there is no such folder", where=f"--runs {settings.runs}", mend="Name the folder of runs.")
+    own = listen(settings)  # all this before a model is loaded: what is wrong is said at once
     models = open_models(options.models, options.name, options.adapter, engine)
-    app, gateway = make_app(LocalEngine(models), settings, keys=keys, pages=add_pages)
+    app, gateway = make_app(LocalEngine(models), settings, keys=keys, guard=guard, pages=add_pages)
     log_to(sys.stderr)
     url = address_of(own)
     names = [name for model in models for name in model.names]

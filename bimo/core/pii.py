@@ -7,6 +7,7 @@ are not reserved for examples. Whoever has long texts looks at `places` first: t
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -94,10 +95,13 @@ def mask(text: str) -> str:
 def _apart(hits: Iterable[Hit]) -> list[Hit]:
     """Without those that overlap an earlier one; in the order of the text."""
     kept: list[Hit] = []
+    starts: list[int] = []
     for hit in hits:
-        if all(hit.end <= other.start or hit.start >= other.end for other in kept):
-            kept.append(hit)
-    return sorted(kept, key=lambda hit: hit.start) if len(kept) > 1 else kept
+        place = bisect_right(starts, hit.start)
+        if (not place or kept[place - 1].end <= hit.start) and (place == len(kept) or hit.end <= starts[place]):
+            kept.insert(place, hit)
+            starts.insert(place, hit.start)
+    return kept
 
 
 _NOBODY = frozenset(

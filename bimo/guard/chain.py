@@ -9,7 +9,7 @@ from bimo.guard.contract import Guard, Side, Verdict
 
 
 class Chain:
-    """Runs rules one after the other; all of them see the same text.
+    """Runs rules one after the other; all of them see the same text, and after one has refused it no other is asked.
 
     Args:
         rules: By their names.
@@ -20,7 +20,11 @@ class Chain:
 
     def check(self, text: str, side: Side) -> list[Verdict]:
         """All verdicts, in the order of their places."""
-        found = [verdict for rule in self.rules.values() for verdict in rule.check(text, side)]
+        found: list[Verdict] = []
+        for rule in self.rules.values():
+            found += rule.check(text, side)
+            if any(verdict.action == "refuse" for verdict in found):
+                break
         return sorted(found, key=lambda verdict: (verdict.start, verdict.end))
 
 

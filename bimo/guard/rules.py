@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import get_args
 
 from bimo.core.pii import personal_data, secrets
@@ -10,6 +11,8 @@ from bimo.core.unicode import CONTROLS, forged_words, hidden_places
 from bimo.guard.contract import Action, Side, Verdict
 
 _CONTROL = re.compile(f"[{CONTROLS}]")
+_PORTION = 50_000  # characters that are searched in one go
+_BEFORE, _BEHIND = 100, 10_000  # what a pattern may look at around its beginning: a private key has some thousands
 _MOST = 100  # places that one rule tells of; a text that is full of them is known by then
 
 
@@ -21,12 +24,14 @@ def _checked(action: str) -> Action:
 
 
 class Length:
-    """Texts that are too long.
+    """Texts that are too long to go in; what comes out has a limit of its own, in tokens.
 
     Args:
         most: Characters that a text may have.
         action: What becomes of a longer one.
     """
+
+    sides = "input"
 
     def __init__(self, most: int = 1_000_000, action: str = "refuse") -> None:
         if most < 1:
@@ -35,7 +40,8 @@ class Length:
 
     def check(self, text: str, side: Side) -> list[Verdict]:
         """See `Guard`."""
-        return [Verdict("length", 1.0, self.action, self.most, len(text))] if len(text) > self.most else []
+        long = side == "input" and len(text) > self.most
+        return [Verdict("length", 1.0, self.action, self.most, len(text))] if long else []
 
 
 class HiddenCharacters:
@@ -93,5 +99,24 @@ class PersonalData:
         """See `Guard`."""
         if self.sides not in (side, "both"):
             return []
-        hits = [*personal_data(text), *secrets(text)]
-        return [Verdict(f"personal_data/{hit.kind}", 0.9, self.action, hit.start, hit.end) for hit in hits]
+        found: list[Verdict] = []
+        for start, end in _portions(text):
+            if len(found) > 10 * _MOST:  # the rest is not looked at, and treated as if it were full of them, too
+                found.append(Verdict("personal_data/too many", 0.5, self.action, start, len(text)))
+                break
+            before = max(0, start - _BEFORE)
+            part = text[before : end + _BEHIND]
+            for hit in (*personal_data(part), *secrets(part)):
+                if start <= before + hit.start < end:
+                    place = before + hit.start, before + hit.end
+                    found.append(Verdict(f"personal_data/{hit.kind}", 0.9, self.action, *place))
+        return found
+
+
+def _portions(text: str) -> Iterator[tuple[int, int]]:
+    """Where the portions of a text begin and end that are searched one after the other.
+
+    A search is one call into C, during which no other thread runs; so it must not be a long one.
+    """
+    for start in range(0, len(text), _PORTION):
+        yield start, min(start + _PORTION, len(text))

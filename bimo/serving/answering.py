@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -56,8 +56,21 @@ class Working(Response):
                 raise
 
 
+async def send_list(send: Send, content: Mapping[str, Any], name: str, items: Iterable[Mapping[str, Any]]) -> None:
+    """An answer with a long list in it, written item by item: others have their turn between."""
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    between = json.dumps(content, ensure_ascii=False)[:-1] + f", {json.dumps(name)}: ["
+    for item in items:
+        body = (between + json.dumps(item, ensure_ascii=False)).encode("utf-8", errors="replace")
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await asyncio.sleep(0)
+        between = ", "
+    await send({"type": "http.response.body", "body": b"]}", "more_body": False})
+
+
 async def send_json(send: Send, content: Mapping[str, Any]) -> None:
-    """A whole answer; a long one is written by a thread."""
+    """A whole answer."""
     body = json.dumps(content, ensure_ascii=False).encode("utf-8", errors="replace")
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -17,7 +17,7 @@ from bimo.serving.contract import EngineService, GuardService
 from bimo.serving.door import App, Door
 from bimo.serving.errors import ApiError
 from bimo.serving.gateway import Gateway, ModelRouter, Visit
-from bimo.serving.guarding import LocalGuard
+from bimo.serving.guarding import local_guard
 from bimo.serving.keys import KeyRing
 from bimo.serving.settings import ServeSettings
 
@@ -59,13 +59,12 @@ def make_app(
         router: Chooses models; None: by name.
         pages: Adds the routes of a page for people.
     """
-    from bimo.guard import made_chain
     from bimo.serving.docs_page import add_docs
     from bimo.serving.routes import add_routes
     from bimo.serving.status import add_status
 
     settings = settings or ServeSettings()
-    guard = guard or LocalGuard(made_chain(settings.guard))
+    guard = guard or local_guard(settings.guard)
     gateway = Gateway(service, guard, settings, keys or KeyRing(), router)
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from bimo.serving.contract import ChatMessage, GenerateCall, ModelCard
@@ -14,6 +15,7 @@ from bimo.serving.schemas import schema_text
 from bimo.serving.settings import ServeSettings
 from bimo.serving.shapes import ChatShape, CompletionShape
 
+_MOST_LOGPROBS = 100_000
 _ANY_OBJECT = '{"type": "object"}'
 
 
@@ -37,6 +39,7 @@ async def chat_wish(gateway: Gateway, visit: Visit, asked: ChatRequest) -> Wish:
         raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", param="top_logprobs")
     if asked.logprobs:
         params["logprobs"] = asked.top_logprobs or 0
+        _check_logprobs(params)
     params |= _form(asked.response_format)
     call = GenerateCall(
         id=visit.id, model=card.name, messages=messages, params=params, tenant=visit.key.name,
@@ -63,6 +66,7 @@ async def completion_wish(gateway: Gateway, visit: Visit, asked: CompletionReque
         raise ApiError(400, message, "invalid_value", param="prompt")
     if asked.logprobs is not None:
         params["logprobs"] = asked.logprobs
+        _check_logprobs(params, len(prompts))
     _check_ids(prompts, card)
     calls = tuple(
         GenerateCall(
@@ -107,6 +111,14 @@ def _params(asked: Sampling, most: int, settings: ServeSettings) -> dict[str, An
             raise ApiError(400, "logit_bias must be ids with numbers", "invalid_value", param="logit_bias")
         params["logit_bias"] = dict(asked.logit_bias)
     return params
+
+
+def _check_logprobs(params: Mapping[str, Any], n_prompts: int = 1) -> None:
+    """Refuse more tokens with their likeliest ones than a server can hold for many at once."""
+    count = n_prompts * params.get("n", 1) * params["max_tokens"] * (1 + params.get("logprobs", 0))
+    if "logprobs" in params and count > _MOST_LOGPROBS:
+        message = f"answers times tokens times reported ones must be at most {_MOST_LOGPROBS}, are {count}"
+        raise ApiError(400, message, "invalid_value", param="logprobs")
 
 
 def _form(wanted: ResponseFormat | None) -> dict[str, Any]:

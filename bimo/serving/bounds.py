@@ -33,7 +33,7 @@ class GoneError(Exception):
 
 
 class Budget:
-    """Bytes of all bodies that are held at the same time.
+    """Bytes of the bodies of all requests under way.
 
     Args:
         most: That there may be.
@@ -69,7 +69,7 @@ def check_headers(scope: Scope, settings: ServeSettings) -> None:
 
 
 async def read_body(scope: Scope, receive: Receive, settings: ServeSettings, budget: Budget) -> bytes:
-    """The whole body of a request; it is taken from the budget only while it is read.
+    """The whole body of a request; its bytes are taken from the budget, and given back when it cannot be had.
 
     Raises:
         ApiError: It is too large, or takes too long.
@@ -93,6 +93,7 @@ async def read_body(scope: Scope, receive: Receive, settings: ServeSettings, bud
                 parts.append(part)
                 size += len(part)
                 if not message.get("more_body"):
+                    size = 0  # whoever has it gives it back
                     return b"".join(parts)
     except TimeoutError as error:
         what = f"the body was not there after {settings.body_s:g} seconds"
@@ -101,8 +102,10 @@ async def read_body(scope: Scope, receive: Receive, settings: ServeSettings, bud
         budget.held -= size
 
 
-async def read_json(scope: Scope, receive: Receive, settings: ServeSettings, budget: Budget) -> dict[str, Any]:
-    """The JSON object in a request's body.
+async def read_json(
+    scope: Scope, receive: Receive, settings: ServeSettings, budget: Budget
+) -> tuple[dict[str, Any], int]:
+    """The JSON object in a request's body, and the bytes that it holds of the budget.
 
     Raises:
         ApiError: It is none, or breaks a bound.
@@ -116,9 +119,12 @@ async def read_json(scope: Scope, receive: Receive, settings: ServeSettings, bud
     if header(scope, b"content-encoding") not in (b"", b"identity"):
         raise ApiError(415, "the body must not be compressed", "unsupported_media_type", close=True)
     body = await read_body(scope, receive, settings, budget)
-    if len(body) > _THREAD_BYTES:
-        return await asyncio.to_thread(parsed, body, settings)
-    return parsed(body, settings)
+    try:
+        long = len(body) > _THREAD_BYTES
+        return (await asyncio.to_thread(parsed, body, settings) if long else parsed(body, settings)), len(body)
+    except BaseException:
+        budget.held -= len(body)
+        raise
 
 
 def parsed(body: bytes, settings: ServeSettings) -> dict[str, Any]:

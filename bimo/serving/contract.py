@@ -389,5 +389,5 @@ class GuardService(Protocol):
         ...
 
     async def rules(self) -> Mapping[str, str]:
-        """Each rule's name, and what it looks for."""
+        """Each rule's name, and what it may do to what comes out of a model: note, mask or refuse."""
         ...

@@ -71,6 +71,7 @@ class Door:
             visit.left = True
         finally:
             self._gateway.visits.discard(visit.id)
+            self._gateway.budget.held -= visit.size
             self._report(scope, visit)
 
     async def _pass(self, scope: Scope, receive: Receive, told: Send, visit: Visit) -> None:
@@ -115,7 +116,7 @@ class Door:
             except ApiError as error:
                 error.close = True  # the body was not read
                 raise
-            visit.content = await read_json(scope, receive, settings, gateway.budget)
+            visit.content, visit.size = await read_json(scope, receive, settings, gateway.budget)
 
     def _report(self, scope: Scope, visit: Visit) -> None:
         """Count and log."""

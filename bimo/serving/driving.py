@@ -97,8 +97,9 @@ class Driver:
     def cancel(self, job: Job) -> None:
         """Give a job up; from any thread."""
         job.listener = None
-        if not job.finished.is_set():
-            self.engine.cancel(job.request.id)
+        engine = self.engine
+        if engine.jobs.get(job.request.id) is job:  # and not one of the same number, of an engine before
+            engine.cancel(job.request.id)
 
     def stop(self) -> None:
         """End the thread after the step that is running; what is under way fails."""

@@ -74,6 +74,7 @@ class Visit:
         key: Whose it is.
         began: When, in seconds of a clock that never goes back.
         content: Its JSON.
+        size: Bytes of its body.
         route: Pattern of its address.
         model: Who answers.
         prompt_tokens: Read.
@@ -88,6 +89,7 @@ class Visit:
     key: Key
     began: float
     content: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
     route: str = "other"
     model: str = ""
     prompt_tokens: int = 0

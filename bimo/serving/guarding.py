@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bimo.guard import Chain, Side, Verdict, masked
-from bimo.serving.contract import GuardService, GuardVerdict
+from bimo.guard import Chain, Side, Verdict, made_chain, masked
+from bimo.serving.contract import GuardService, GuardVerdict, ServiceError
 from bimo.serving.errors import ApiError
 
 _THREAD_CHARACTERS = 20_000
+_PATIENCE_S = 30.0
 
 
 class LocalGuard:
@@ -31,13 +32,25 @@ class LocalGuard:
 
     async def rules(self) -> Mapping[str, str]:
         """See `GuardService`."""
-        return {name: getattr(rule, "action", "refuse") for name, rule in self._chain.rules.items()}
+        return {
+            name: "note" if getattr(rule, "sides", "both") == "input" else getattr(rule, "action", "refuse")
+            for name, rule in self._chain.rules.items()
+        }
 
     def _check(self, texts: Sequence[str], side: Side) -> list[list[GuardVerdict]]:
         return [
             [GuardVerdict(v.rule, v.score, v.action, v.start, v.end) for v in self._chain.check(text, side)]
             for text in texts
         ]
+
+
+def local_guard(rules: Sequence[str]) -> LocalGuard:
+    """The guard of rules that are named like `personal_data(action="mask")`, in this process.
+
+    Raises:
+        UserError: A rule is unknown, or refuses its parameters.
+    """
+    return LocalGuard(made_chain(rules))
 
 
 class Told:
@@ -53,6 +66,19 @@ class Told:
             self.verdicts.append({**own, "side": side, "text": number})
 
 
+async def checked(guard: GuardService, texts: Sequence[str], side: Side) -> list[list[GuardVerdict]]:
+    """The guard's verdicts.
+
+    Raises:
+        ServiceError: It does not answer: then nothing passes.
+    """
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            return await guard.check(texts, side)
+    except TimeoutError as error:
+        raise ServiceError("unavailable", "the guard does not answer", retry_after_s=5) from error
+
+
 async def guarded_input(guard: GuardService, texts: Sequence[str], told: Told) -> list[str]:
     """Texts as they go to a model: what is masked is left out.
 
@@ -60,7 +86,7 @@ async def guarded_input(guard: GuardService, texts: Sequence[str], told: Told) -
         ApiError: A rule refuses one of them.
     """
     found = []
-    for number, (text, verdicts) in enumerate(zip(texts, await guard.check(texts, "input"), strict=True)):
+    for number, (text, verdicts) in enumerate(zip(texts, await checked(guard, texts, "input"), strict=True)):
         told.add(verdicts, "input", number)
         refused = next((verdict for verdict in verdicts if verdict.action == "refuse"), None)
         if refused is not None:
@@ -73,7 +99,7 @@ async def guarded_input(guard: GuardService, texts: Sequence[str], told: Told) -
 async def guarded_output(guard: GuardService, texts: Sequence[str], told: Told) -> list[str | None]:
     """Texts as they go to a client; None: a rule refuses it."""
     found: list[str | None] = []
-    for number, (text, verdicts) in enumerate(zip(texts, await guard.check(texts, "output"), strict=True)):
+    for number, (text, verdicts) in enumerate(zip(texts, await checked(guard, texts, "output"), strict=True)):
         told.add(verdicts, "output", number)
         refused = any(verdict.action == "refuse" for verdict in verdicts)
         found.append(None if refused else _masked(text, verdicts))
@@ -82,7 +108,7 @@ async def guarded_output(guard: GuardService, texts: Sequence[str], told: Told) 
 
 async def holds_output(guard: GuardService) -> bool:
     """Whether a rule may change what comes out, so that nothing of it can be shown before all is there."""
-    return any(action != "note" for name, action in (await guard.rules()).items() if name != "length")
+    return any(action != "note" for action in (await guard.rules()).values())
 
 
 def _masked(text: str, verdicts: Sequence[GuardVerdict]) -> str:

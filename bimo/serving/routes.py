@@ -10,14 +10,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from bimo.serving.answering import Working, send_json, within
+from bimo.serving.answering import Working, send_json, send_list, within
 from bimo.serving.asking import chat_wish, completion_wish
 from bimo.serving.bounds import Send
 from bimo.serving.contract import ApplyCall, AttentionCall, EmbedCall, Task
 from bimo.serving.errors import ApiError
 from bimo.serving.gateway import Gateway, Routed, Visit
 from bimo.serving.generating import Generating
-from bimo.serving.guarding import Told, guarded_input, guarded_output
+from bimo.serving.guarding import Told, checked, guarded_input, guarded_output
 from bimo.serving.protocol import (
     AttentionRequest,
     ChatRequest,
@@ -140,13 +140,13 @@ async def _embedded(gateway: Gateway, visit: Visit, asked: EmbeddingRequest, sen
         found = await within(gateway.settings.answer_s, gateway.service.embed(call), "the answer")
         visit.prompt_tokens = place.used = found.prompt_tokens
     base64_wanted = asked.encoding_format == "base64"
-    data = [
-        {"object": "embedding", "index": number, "embedding": _base64(vector) if base64_wanted else list(vector)}
+    data = (
+        {"object": "embedding", "index": number, "embedding": _base64(vector) if base64_wanted else vector}
         for number, vector in enumerate(found.vectors)
-    ]
+    )
     usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
     about = _about(routed, told)
-    await send_json(send, {"object": "list", "model": card.name, "data": data, "usage": usage, "bimo": about})
+    await send_list(send, {"object": "list", "model": card.name, "usage": usage, "bimo": about}, "data", data)
 
 
 async def _moderated(gateway: Gateway, visit: Visit, asked: ModerationRequest, send: Send) -> None:
@@ -154,7 +154,7 @@ async def _moderated(gateway: Gateway, visit: Visit, asked: ModerationRequest, s
     _check_count(gateway, texts)
     rules = await gateway.guard.rules()
     results = []
-    for verdicts in await gateway.guard.check(texts, "input"):
+    for verdicts in await checked(gateway.guard, texts, "input"):
         kinds = [*rules, *dict.fromkeys(v.rule for v in verdicts if v.rule not in rules)]
         scores = {
             kind: max((v.score for v in verdicts if v.rule == kind or v.rule.startswith(f"{kind}/")), default=0.0)

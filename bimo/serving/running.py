@@ -48,6 +48,7 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,
                 timeout_keep_alive=max(1, round(settings.keep_alive_s)),
                 backlog=_BACKLOG,
                 server_header=False,

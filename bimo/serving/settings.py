@@ -51,7 +51,7 @@ class ServeSettings(Settings):
     max_body_bytes: int = 4 * 2**20
     """Of a request; larger ones get 413 before they are read."""
     max_buffered_bytes: int = 64 * 2**20
-    """Of all requests that are being received; more get 429."""
+    """Of the bodies of all requests under way; more get 429."""
     max_header_bytes: int = 16 * 2**10
     """Of a request's headers, with its first line."""
     max_depth: int = 32

@@ -364,3 +364,22 @@ def test_no_answer_allows_another_site(server: Running) -> None:
     for answer in (found, server.post("/v1/chat/completions", GOOD, headers={"origin": "https://evil.example"})):
         assert not [name for name in answer.headers if name.startswith("access-control")]
         assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_bodies_are_given_back_with_their_requests(serve: Serve) -> None:
+    running = serve(max_buffered_bytes=3000)
+    for content in (GOOD, {**GOOD, "messages": 1}, {**GOOD, "user": "x" * 200}):
+        for _ in range(20):
+            assert running.post("/v1/chat/completions", content).status_code in (200, 400)
+    httpx.post(f"{running.url}/v1/completions", content=b"{" * 500, headers=JSON)
+    assert running.gateway.budget.held == 0
+    refused = running.post("/v1/chat/completions", {**GOOD, "messages": [{"role": "user", "content": "x" * 4000}]})
+    assert refused.status_code == 429
+    assert running.gateway.budget.held == 0
+
+
+def test_reports_of_tokens_are_bounded(server: Running) -> None:
+    about = {"logprobs": True, "top_logprobs": 20, "max_tokens": 1000, "n": 8}
+    found = server.post("/v1/chat/completions", {**GOOD, **about})
+    assert found.status_code == 400
+    assert found.json()["error"]["param"] == "logprobs"

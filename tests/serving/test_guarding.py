@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -91,6 +93,34 @@ def test_a_guard_that_does_not_answer_lets_nothing_pass(serve: Serve, small: LM)
             return {}
 
     model = Echo(small)
+    with pytest.raises(RuntimeError, match="the guard is gone"):
+        asyncio.run(Broken().check([], "input"))
     running = serve([model], guard_service=Broken())
     assert running.post("/v1/chat/completions", said("a")).status_code == 500
     assert model.runner.n_read == 0
+
+
+def test_a_guard_that_hangs_lets_nothing_pass(serve: Serve, small: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging:
+        async def check(self, texts: object, side: str) -> list:
+            await asyncio.sleep(60)
+            return []
+
+        async def rules(self) -> dict[str, str]:
+            return {}
+
+    monkeypatch.setattr("bimo.serving.guarding._PATIENCE_S", 0.2)
+    model = Echo(small)
+    running = serve([model], guard_service=Hanging())
+    assert running.post("/v1/chat/completions", said("a")).status_code == 503
+    assert model.runner.n_read == 0
+
+
+def test_with_rules_that_only_note_a_stream_comes_in_pieces(serve: Serve, small: LM) -> None:
+    def n_pieces(*guard: str) -> int:
+        running = serve([Echo(small, lambda chunks: time.sleep(0.002))], guard=list(guard))
+        text = running.post("/v1/chat/completions", said("the cat sat on a mat", stream=True)).text
+        return text.count('"delta": {"content"')
+
+    assert n_pieces("length", "personal_data") > 3
+    assert n_pieces("personal_data(action='mask')") == 1, "the control: what may be masked is held back"

@@ -92,7 +92,7 @@ def test_none_of_fifty_secrets_gets_into_a_log(
             content=body,
             headers={**headers, "x-note": secret, "content-type": "application/json"},
         )
-        httpx.get(f"{running.url}/v1/models/{secret}", headers={"authorization": f"Bearer {secret}"})
+        running.client.get(f"/v1/models/{secret}", headers={"authorization": f"Bearer {secret}"})
     model.driver.engine.scheduler.schedule = lambda: 1 / 0
     assert running.post("/v1/chat/completions", said(planted[0]), headers=headers).status_code == 503
     running.until(lambda: running.get("/ready", headers=headers).status_code == 200)

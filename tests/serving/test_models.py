@@ -66,13 +66,13 @@ def test_names_of_a_command_line(small: LM, tmp_path: Path) -> None:
 
 
 def test_applications_are_those_of_the_library(server: Running, small: LM) -> None:
-    texts = ["The cat sat. It saw 12 dogs!", "# A title\n\n- one\n- two"]
+    texts = ["The cat sat. It saw 12 dogs!", "# A title\n\n- one"]
     found = server.post("/v1/translate", {"input": texts, "target": "German", "source": "en"}).json()["results"]
     expected = bimo.translate(small, texts, "de", source="en", report=True)
     assert [one["text"] for one in found] == [one.text for one in expected]
     assert [one["warnings"] for one in found] == [[str(w) for w in one.warnings] for one in expected]
-    found = server.post("/v1/summarize", {"input": " ".join(texts * 30)}).json()["results"]
-    assert found[0]["text"] == bimo.summarize(small, " ".join(texts * 30))
+    found = server.post("/v1/summarize", {"input": " ".join(texts * 8)}).json()["results"]
+    assert found[0]["text"] == bimo.summarize(small, " ".join(texts * 8))
     found = server.post("/v1/classify", {"input": texts, "labels": ["good", "bad"]}).json()["results"]
     for one, label in zip(found, bimo.classify(small, texts, ["good", "bad"], report=True), strict=True):
         assert one["label"] == label.label

@@ -186,7 +186,7 @@ def test_without_the_watch_for_leavers_places_stay_taken(
 
 def test_a_reader_that_takes_nothing_is_cut_off_and_holds_nobody_up(serve: Serve, small: LM) -> None:
     running = serve([Echo(small)], write_s=1.0, max_parallel=8)
-    request = raw({**said("x" * 220), "stream": True, "n": 16, "logprobs": True, "top_logprobs": 20})
+    request = raw({**said("x" * 220), "stream": True, "n": 11, "logprobs": True, "top_logprobs": 20})
     readers = []
     for _ in range(3):
         own = socket.socket()
@@ -217,7 +217,7 @@ def test_with_more_patience_a_reader_that_takes_nothing_keeps_its_place(serve: S
     own = socket.socket()
     own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     own.connect(("127.0.0.1", running.port))
-    own.sendall(raw({**said("x" * 220), "stream": True, "n": 16, "logprobs": True, "top_logprobs": 20}))
+    own.sendall(raw({**said("x" * 220), "stream": True, "n": 11, "logprobs": True, "top_logprobs": 20}))
     time.sleep(2.5)
     assert running.gateway.admission.running == 1, "the control: it is the time limit that cuts off"
     own.close()
