@@ -30,6 +30,7 @@ DOCS = [
         "tasks.md",
         "serving.md",
         "deployment.md",
+        "page.md",
     )
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", MODELS, *DOCS]

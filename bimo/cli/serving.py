@@ -105,6 +105,7 @@ def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: 
     from bimo.serving.keys import open_keys
     from bimo.serving.logs import log_to
     from bimo.serving.pack_host import router_of
+    from bimo.serving.pages import add_pages
     from bimo.serving.running import address_of, listen
     from bimo.serving.running import serve as run
     from bimo.serving.services import Services
@@ -117,7 +118,8 @@ def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: 
     own = listen(settings)  # all this before a model is loaded: what is wrong is said at once
     router = router_of(settings)
     services = Services(place, wanted, WireSettings.from_dict(options.wire.as_dict()))
-    app, gateway = make_app(services.engine, settings, keys=keys, guard=services.guard or guard, router=router)
+    guard = services.guard or guard
+    app, gateway = make_app(services.engine, settings, keys=keys, guard=guard, router=router, pages=add_pages)
     log_to(sys.stderr)
     url = address_of(own)
     with _packs(services, gateway, router):
@@ -172,7 +174,7 @@ def _greet(url: str, names: list[str], settings: ServeSettings, has_keys: bool) 
     """Where the server is, and how to ask it something."""
     key = ' -H "Authorization: Bearer KEY"' if has_keys else ""
     shown = ", ".join(names) or "what engines have that do not answer yet"
-    print_now(f"serving {shown} at {url}   (all addresses: {url}/docs; Ctrl-C ends it)")
+    print_now(f"serving {shown} at {url}   (a page for people; every address: {url}/docs; Ctrl-C ends it)")
     first = names[0] if names else "MODEL"
     body = f'{{"model": "{first}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     print_now(f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")

@@ -123,6 +123,7 @@ def application(wanted: Wanted, settings: ServeSettings, keys: KeyRing, scale: S
 
         from bimo.serving.app import make_app
         from bimo.serving.pack_host import router_of
+        from bimo.serving.pages import add_pages
 
         wire = replace(WireSettings(), poll_s=1.0)
         parts = {
@@ -130,7 +131,7 @@ def application(wanted: Wanted, settings: ServeSettings, keys: KeyRing, scale: S
         }
         engine = BalancedEngines({_ENGINE: RemoteEngine(parts[_ENGINE])}, wire)
         guard = RemoteGuard(parts[_GUARD])
-        return make_app(engine, settings, keys=keys, guard=guard, router=router_of(settings))[0]
+        return make_app(engine, settings, keys=keys, guard=guard, router=router_of(settings), pages=add_pages)[0]
 
     gateways = scale.scaled(scale.gateways, scale.max_gateways, scale.gateway_queue)
     engines = scale.scaled(scale.engines, scale.max_engines, scale.engine_queue)

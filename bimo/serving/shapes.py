@@ -214,4 +214,5 @@ def _completion_tokens(tokens: Sequence[TokenInfo]) -> dict[str, Any]:
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [{one.token: one.logprob for one in token.top} for token in tokens],
         "text_offset": offsets,
+        "bytes": [list(token.bytes) for token in tokens],  # beyond OpenAI: a token may be a part of a character
     }
