@@ -112,13 +112,13 @@ def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: 
     from bimo.serving.wire import WireSettings
 
     keys = open_keys(settings.keys)
-    guard = None if place.guard_url or place.guard_process else local_guard(settings.guard)
+    own_guard = None if place.guard_url or place.guard_process else local_guard(settings.guard)
     if settings.runs and not Path(settings.runs).is_dir():
         raise UserError("there is no such folder", where=f"--runs {settings.runs}", mend="Name the folder of runs.")
     own = listen(settings)  # all this before a model is loaded: what is wrong is said at once
     router = router_of(settings)
     services = Services(place, wanted, WireSettings.from_dict(options.wire.as_dict()))
-    guard = services.guard or guard
+    guard = services.guard or own_guard
     app, gateway = make_app(services.engine, settings, keys=keys, guard=guard, router=router, pages=add_pages)
     log_to(sys.stderr)
     url = address_of(own)
