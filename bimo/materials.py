@@ -118,8 +118,10 @@ def _read(data: TaskData, settings: RunSettings, told: Telling) -> Material:
 
 
 def _hash(example: TaskExample) -> int:
-    """Of what is read and said; both directions of a pair have the same."""
+    """Of what is read and said, with the turns before it; both directions of a pair have the same."""
     words = "\0".join(sorted((example.source, example.target))) if example.source else example.target
+    before = [message["content"] for message in example.messages[:-1] if message["role"] != "system"]
+    words = "\0".join((*before, words))
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big")
 
 

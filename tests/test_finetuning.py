@@ -15,9 +15,11 @@ from rich.console import Console
 import bimo
 from bimo import LM, UserError
 from bimo.cli import main
-from bimo.core.artifacts import read_jsonl
+from bimo.core.artifacts import RunDirectory, read_jsonl
+from bimo.core.config import RunSettings
 from bimo.interop import load_adapter
 from bimo.live import Waiting
+from bimo.materials import Telling, read_materials
 from bimo.model.heads import LabelHead
 from bimo.model.lora import merge
 from bimo.scoring import _telling
@@ -114,6 +116,20 @@ def test_what_one_task_is_measured_on_no_other_task_learns(tmp_path: Path, capsy
     final = read_jsonl(tmp_path / "runs" / "it" / "metrics.jsonl")[-1]
     assert {"chrF of translation", "chrF of translation (2)"} <= final.keys(), "each has its score"
     assert said.count("5 records of translation stand among those to measure on") == 2, "both directions of a pair"
+
+
+def test_conversations_that_end_alike_are_not_the_same(tmp_path: Path) -> None:
+    def saved(name: str, firsts: list[str]) -> str:
+        end = [{"role": "user", "content": "Thanks"}, {"role": "assistant", "content": "You are welcome"}]
+        begins = [[{"role": "user", "content": first}, {"role": "assistant", "content": "Yes"}] for first in firsts]
+        (tmp_path / name).write_text("".join(json.dumps({"messages": begin + end}) + "\n" for begin in begins))
+        return str(tmp_path / name)
+
+    task = {"task": "dialogue", "train": [saved("train.jsonl", ["a", "b", "c"])], "valid": [saved("v.jsonl", ["b"])]}
+    settings = RunSettings.from_dict({"tasks": [task]})
+    told = Telling(Console(), RunDirectory(tmp_path / "run"), quiet=True)
+    (material,) = read_materials(settings, told)
+    assert [example.messages[0]["content"] for example in material.train] == ["a", "c"]
 
 
 @pytest.mark.parametrize(("on_bad_row", "code"), [("skip", 0), ("stop", 2)])

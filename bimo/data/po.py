@@ -2,12 +2,14 @@
 
 What counts is what a person has approved: fuzzy entries are left out and told, obsolete ones (#~) and those without a
 translation are no records. An entry with plural forms becomes a record for each form that says the same: the singular
-with its form, the plural with all others. Codes of programs (%s, &File) stay as they are.
+with the form that the header gives to one thing (Arabic's first is that of none), the plural with all others. Codes of
+programs (%s, &File) stay as they are.
 """
 
 from __future__ import annotations
 
 import codecs
+import gettext
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -86,6 +88,7 @@ class _Reader:
         self.languages, self.seen = languages, False
         self._source, self._target = languages or ("en", "")
         self._turned = False
+        self._one = 0  # which plural form speaks of one thing
         self._fuzzy: list[int] = []  # lines of fuzzy entries
         self._clear()
 
@@ -103,6 +106,8 @@ class _Reader:
         if not line or line.startswith("#"):
             if "msgstr" in self._key:  # what follows belongs to the next entry
                 yield from self._entry()
+            if line.startswith("#~") and not self._key:  # flags before it were those of an entry that is no more
+                self._is_fuzzy = False
             if line.startswith("#,") and "fuzzy" in re.split(r"[,\s]+", line[2:]):
                 self._is_fuzzy = True
             return
@@ -150,12 +155,13 @@ class _Reader:
         elif fuzzy:
             self._fuzzy.append(line)
         else:
-            for source, target in _pairs(texts):
+            for source, target in _pairs(texts, self._one):
                 yield line, self._record(source, target)
 
     def _header(self, text: str) -> None:
         """Settle the direction by the languages that the header names."""
         named = dict(re.findall(r"(?m)^([A-Za-z-]+):[ \t]*(\S+)", text))
+        self._one = _form_of_one(text)
         self._source = named.get("X-Source-Language", "en")
         self._target = named.get("Language", "")
         if self.languages is None or not self._target:
@@ -178,17 +184,32 @@ class _Reader:
         return {"source": source, "target": target, "source_language": of_source, "target_language": of_target}
 
 
-def _pairs(texts: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The texts that say the same; without those that are not translated."""
+def _form_of_one(header: str) -> int:
+    """Which plural form speaks of one thing, by the formula of a header; the first, where there is none."""
+    formula = re.search(r"(?m)^Plural-Forms:.*\bplural\s*=\s*([^;\n]+)", header)
+    if formula is None:
+        return 0
+    try:
+        return int(gettext.c2py(formula[1])(1))  # type: ignore[attr-defined]  # it reads numbers, n and operators alone
+    except (ValueError, ArithmeticError, RecursionError):
+        return 0
+
+
+def _pairs(texts: dict[str, str], one: int) -> Iterator[tuple[str, str]]:
+    """The texts that say the same; without those that are not translated.
+
+    Args:
+        texts: Of an entry, by keyword.
+        one: Which form speaks of one thing.
+    """
     if "msgid_plural" not in texts:
         pairs = [(texts["msgid"], texts.get("msgstr", ""))]
     else:
-        forms = [
-            texts[key] for key in sorted((k for k in texts if k.startswith("msgstr[")), key=lambda k: int(k[7:-1]))
-        ]
+        forms = {int(key[7:-1]): text for key, text in texts.items() if key.startswith("msgstr[")}
         # A language with one form says "5 files" with it, and maybe never "one file".
-        pairs = [(texts["msgid"], forms[0])] if len(forms) > 1 else []
-        pairs += [(texts["msgid_plural"], form) for form in dict.fromkeys(forms[1:] or forms)]
+        single = forms.pop(one, "") if len(forms) > 1 else ""
+        pairs = [(texts["msgid"], single)]
+        pairs += [(texts["msgid_plural"], text) for text in dict.fromkeys(forms[n] for n in sorted(forms))]
     return (pair for pair in pairs if all(text.strip() for text in pair))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bimo.core.errors import UserError
 from bimo.core.machine import available_memory
 from bimo.engine.decoding import Decoder, Way, reason_against, to_host
 from bimo.engine.runner import Chunk, Rows
@@ -24,6 +25,7 @@ from bimo.model.backends import AttnContext
 from bimo.model.gpt import GPT
 from bimo.model.lora import Adapter, AdapterSet
 from bimo.model.paged import PagedCache, PagedView
+from bimo.model.weight_only import Levels
 
 _SHORT = 16  # chunks up to this length share a pass with others that stand at other places
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
@@ -114,7 +116,14 @@ class TorchRunner:
         self.cache.copy_block(source, target)
 
     def prepare_adapter(self, adapter: Adapter) -> Adapter:
-        """See whether an adapter fits."""
+        """See whether an adapter fits.
+
+        Raises:
+            UserError: It does not, or the weights are packed.
+        """
+        if any(isinstance(module, Levels) for module in self.model.modules()):
+            mend = "Start the engine with dtype float32, float16 or bfloat16, or merge the adapter."
+            raise UserError("adapters do not go with packed weights", where=f"adapter {adapter.name!r}", mend=mend)
         adapter.check(self.model)
         return adapter
 

@@ -16,8 +16,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def weights_for(model: GPT, settings: EngineSettings, *, with_adapters: bool = False) -> GPT:
     """The model as the settings want it; itself, unpacked, where they want nothing.
 
-    On a GPU, 8- and 4-bit weights stay packed, and what flows between them is of two bytes. Adapters add to plain
-    weights only.
+    On a GPU, 8- and 4-bit weights stay packed, and what flows between them is of two bytes, unless a plain dtype is
+    asked for. Adapters add to plain weights only.
 
     Raises:
         UserError: The device is not there, or adapters meet packed weights that were asked for.
@@ -27,7 +27,7 @@ def weights_for(model: GPT, settings: EngineSettings, *, with_adapters: bool = F
     if word in PACKED and with_adapters:
         raise UserError(f"adapters do not go with dtype={word}", mend="Merge the adapter, or leave dtype at auto.")
     packed = any(isinstance(p, PackedTensor) and p.format.name in PACKED.values() for p in model.parameters())
-    stays = packed and device.type == "cuda" and not with_adapters
+    stays = packed and device.type == "cuda" and not with_adapters and word not in DTYPES
     if word == "auto" and device == first.device and not stays:
         return unpack(model)
     if word in DTYPES:

@@ -49,6 +49,12 @@ class _Following(Bound):
         self.generic_visit(node)
         return attribute_call("_compared", nodes.Const(node.ops[0].op), node.expr, node.ops[0].expr)
 
+    def visit_EvalContextModifier(self, node: Any) -> Any:  # noqa: N802
+        """{% autoescape true %}, which rewrites each content where it is written."""
+        raise UnframedError
+
+    visit_ScopedEvalContextModifier = visit_EvalContextModifier  # noqa: N815
+
 
 class Following(Environment):
     """The environment in which stand-ins are followed; `trace` is set anew for each attempt."""
@@ -142,6 +148,8 @@ class Following(Environment):
 
     def _joined(self, *values: Any) -> Traced:
         if not all(isinstance(value, str) or not touched(value, self.trace) for value in values):
+            self.trace.fail()
+        if any(hasattr(value, "__html__") for value in values):  # what `escape` or `safe` gave escapes what is added
             self.trace.fail()
         texts = [str.__str__(value) if isinstance(value, str) else str(value) for value in values]
         self.budget.check(sum(map(len, texts)))

@@ -99,7 +99,8 @@ class ChatTemplate:
         text = self._frames.text(messages, add_generation_prompt)
         if text is None:
             text = self.render(messages, add_generation_prompt=add_generation_prompt)
-            self._frames.learn(messages, add_generation_prompt, text)
+            with _RENDERING:  # an attempt has one trace and one budget
+                self._frames.learn(messages, add_generation_prompt, text)
         return text
 
     @cached_property

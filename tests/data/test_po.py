@@ -105,6 +105,20 @@ def test_each_plural_form_stands_with_what_it_says(
     assert pairs(written(tmp_path, whole("\n".join(lines), "pl"))) == expected
 
 
+def test_the_singular_stands_with_the_form_that_the_header_gives_to_one(tmp_path: Path) -> None:
+    formula = "nplurals=3; plural=n==0 ? 0 : n==1 ? 1 : 2;"  # Arabic's first form is that of none
+    lines = ['msgid "a"', 'msgid_plural "%d files"', *(f'msgstr[{n}] "{form}"' for n, form in enumerate("صفر"))]
+    catalogue = whole("\n".join(lines), "ar").replace('"Language:', f'"Plural-Forms: {formula}\\n"\n"Language:')
+    assert pairs(written(tmp_path, catalogue)) == [("a", "ف"), ("%d files", "ص"), ("%d files", "ر")]
+    broken = catalogue.replace(formula, "nplurals=3; plural=__import__('os');")
+    assert pairs(written(tmp_path, broken))[0] == ("a", "ص"), "the first, where the formula is none"
+
+
+def test_the_flag_of_an_obsolete_entry_is_not_that_of_the_next(tmp_path: Path) -> None:
+    obsolete = '#, fuzzy\n#~ msgid "Old"\n#~ msgstr "Alt"\n\n'
+    assert pairs(written(tmp_path, whole(obsolete + 'msgid "New"\nmsgstr "Neu"\n'))) == [("New", "Neu")]
+
+
 def test_the_header_settles_the_direction(tmp_path: Path) -> None:
     path = written(tmp_path, whole('msgid "Save"\nmsgstr "Speichern"\n'))
     assert pairs(path, ("de_AT", "en")) == [("Speichern", "Save")], "read the other way round"

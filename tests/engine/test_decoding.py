@@ -260,6 +260,9 @@ def test_what_does_not_go_together_is_said_in_words() -> None:
     model = make(WIDE)
     with pytest.raises(UserError, match="adapters do not go with dtype=int8"):
         TorchRunner(model, EngineSettings(dtype="int8", cache_tokens=256), [adapter_of(model, "a", 3, seed=1)])
+    engine = Engine(model, None, EngineSettings(backend="torch", dtype="int4", cache_tokens=256))
+    with pytest.raises(UserError, match=r"adapters do not go with packed weights.*Start the engine with dtype"):
+        engine.add_adapter(adapter_of(model, "a", 3, seed=1))
     with pytest.raises(UserError, match="no device 'gpu'"):
         TorchRunner(model, EngineSettings(device="gpu", cache_tokens=256))
     with pytest.raises(UserError, match=r"cannot run this model: dtype is int4"):

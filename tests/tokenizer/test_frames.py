@@ -109,6 +109,9 @@ LOOKS = {
     "split": "{{ messages[0].content.split('a')|length }}",
     "unpacked": "{% set a, b, c, d = messages[0].content %}{{ a }}{{ d }}",
     "escaped": "{{ messages[0].content|e }}",
+    "autoescape": "{% autoescape true %}{{ messages[0].content }}{% endautoescape %}",
+    "added to what is safe": "{{ ('<b>'|safe) + messages[0].content }}",
+    "escaped by what is added": "{{ messages[0].content + ('<'|e) }}",
     "capital": "{{ messages[0].content.strip()|capitalize }}",
     "stripped of letters": "{{ messages[0].content.strip('a') }}",
 }  # fmt: skip
