@@ -244,6 +244,8 @@ def open_models(
 
     if len(names) > len(paths):
         raise UserError(f"{len(names)} names for {len(paths)} models", where="--name", mend="Give one for each.")
+    if not all(name.strip() for name in names):
+        raise UserError("a name is empty", where="--name", mend="Give each model one, or leave --name out.")
     called = [*names, *(_name_of(path) for path in paths[len(names) :])]
     wanted: dict[str, list[tuple[str, str]]] = {name: [] for name in called}
     for text in adapters:

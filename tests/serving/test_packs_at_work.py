@@ -137,6 +137,8 @@ def test_a_packs_guard_is_for_its_requests_alone(start: Start, packs: dict[str, 
     secret = "Meine Adresse ist anna.schmidt@gmail.com, schreib mir bitte bald."
     refused = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": secret}], "max_tokens": 2})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "content_filter")
+    vector = server.post("/v1/embeddings", {"model": "deutsch", "input": secret})
+    assert (vector.status_code, vector.json()["error"]["code"]) == (400, "content_filter")
     english = "My address is anna.schmidt@gmail.com, please write to me soon."
     assert server.ask(english)["model"] == "tiny", "the control: the server's own guard lets it through"
 
