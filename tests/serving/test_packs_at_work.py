@@ -159,6 +159,21 @@ def test_a_packs_template_and_system_message_are_what_its_model_reads(
     ), "a system message of the request's own stays"
 
 
+def test_applications_are_asked_in_the_words_of_the_pack(start: Start, packs: dict[str, Path]) -> None:
+    server = start()
+    ask = {"input": GERMAN, "target": "en", "source": "de"}
+    tokens = {}
+    for name in ("de", "spoken"):  # with the model's template, and with one of its own
+        put(packs[name], server.folder / "de")
+        server.until(lambda: "deutsch" in server.routed())
+        began = server.gateway.metrics.tokens.labels("deutsch", "prompt")._value.get()
+        assert server.post("/v1/translate", ask).json()["model"] == "deutsch"
+        tokens[name] = server.gateway.metrics.tokens.labels("deutsch", "prompt")._value.get() - began
+        shutil.rmtree(server.folder / "de")
+        server.until(lambda: "deutsch" not in server.routed())
+    assert tokens["de"] != tokens["spoken"]
+
+
 def test_packs_come_change_and_go_under_load_and_no_request_is_lost(start: Start, packs: dict[str, Path]) -> None:
     server = start()
     stop, failures, models = threading.Event(), list[str](), set[str]()
