@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -27,24 +27,39 @@ class Parser(jsonargparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # its two parents differ, too
         self, args: Sequence[str] | None = None, *more: Any, **options: Any
     ) -> jsonargparse.Namespace:
-        """As jsonargparse does; `--modules own.py` is a list of one."""
-        return super().parse_args(None if args is None else _with_lists(args, "--modules"), *more, **options)
+        """As jsonargparse does; words behind a flag for a list of texts are its items: `--name a --name b`."""
+        lists = {flag for action in self._actions if _takes_texts(action) for flag in action.option_strings}
+        return super().parse_args(None if args is None else _with_lists(args, lists), *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise UserError(*_explain(message, known_names(self)))
 
 
-def _with_lists(arguments: Sequence[str], flag: str) -> list[str]:
-    """The arguments, with a bare word behind a flag as the list that the flag takes."""
+def _takes_texts(action: argparse.Action) -> bool:
+    """Whether a flag takes a list of texts."""
+    return getattr(action, "_typehint", None) == list[str]
+
+
+def _with_lists(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
+    """The arguments, with the bare words behind each of some flags as the list that it takes."""
     found: list[str] = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if found and found[-1] == flag and not argument.startswith(("[", "-")):
-            argument = json.dumps([argument])
-        elif name == flag and equals and not value.startswith("["):
-            argument = f"{flag}={json.dumps([value])}"
-        found.append(argument)
-    return found
+    words: dict[str, tuple[int, list[str]]] = {}  # by flag: where its list stands in `found`, and what is in it
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for argument in arguments[:end]:
+        flag, equals, word = argument.partition("=")
+        if found and found[-1] in flags and not argument.startswith("-"):
+            flag, word = found.pop(), argument
+        elif flag not in flags or not equals:
+            found.append(argument)
+            continue
+        if word.startswith("["):
+            found.append(f"{flag}={word}")
+            words.pop(flag, None)  # a whole list takes the place of what stood before it
+            continue
+        place, items = words.setdefault(flag, (len(found), []))
+        items.append(word)
+        found[place:] = [f"{flag}={json.dumps(items, ensure_ascii=False)}", *found[place + 1 :]]
+    return [*found, *arguments[end:]]
 
 
 def add_settings(parser: jsonargparse.ArgumentParser, settings: type[Settings], prefix: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,15 +110,19 @@ def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: 
     from bimo.serving.running import address_of, listen
     from bimo.serving.running import serve as run
     from bimo.serving.services import Services
+    from bimo.serving.settings import ServeSettings
     from bimo.serving.wire import WireSettings
 
     keys = open_keys(settings.keys)
+    if place.guard_url and settings.guard != ServeSettings().guard:
+        mend = "Give them to it: bimo guard serve --rules RULE."
+        raise UserError("rules are named, but the guard runs elsewhere", where="--guard", mend=mend)
     own_guard = None if place.guard_url or place.guard_process else local_guard(settings.guard)
     if settings.runs and not Path(settings.runs).is_dir():
         raise UserError("there is no such folder", where=f"--runs {settings.runs}", mend="Name the folder of runs.")
     own = listen(settings)  # all this before a model is loaded: what is wrong is said at once
     router = router_of(settings)
-    services = Services(place, wanted, WireSettings.from_dict(options.wire.as_dict()))
+    services = Services(place, wanted, WireSettings.from_dict(options.wire.as_dict()), _routes_lead(settings))
     guard = services.guard or own_guard
     app, gateway = make_app(services.engine, settings, keys=keys, guard=guard, router=router, pages=add_pages)
     log_to(sys.stderr)
@@ -125,6 +130,14 @@ def _serve(options: Any, settings: ServeSettings, place: PlaceSettings, wanted: 
     with _packs(services, gateway, router):
         run(app, gateway, own, lambda: _greet(url, services.names, settings, bool(keys.keys)), services)
     return 0
+
+
+def _routes_lead(settings: ServeSettings) -> Callable[[Sequence[str]], None]:
+    """Looks whether the routes lead to models, when it is known which there are."""
+    from bimo.serving.routing import check_routes, parse
+
+    routes = parse(settings.route) if settings.route else {}
+    return lambda names: check_routes(routes, names)
 
 
 def _packs(services: Services, gateway: Gateway, router: Router | None) -> AbstractContextManager[None]:

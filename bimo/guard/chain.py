@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bimo.core.errors import UserError
 from bimo.core.registry import REGISTRIES, made_part, name_and_parameters
 from bimo.guard.contract import Guard, Side, Verdict
 
@@ -32,10 +33,12 @@ def made_chain(texts: Sequence[str]) -> Chain:
     """The chain of rules that are named like `personal_data(action="mask")`.
 
     Raises:
-        UserError: A rule is unknown, or refuses its parameters.
+        UserError: A rule is unknown, stands twice, or refuses its parameters.
     """
     rules: dict[str, Guard] = {}
     for text in texts:
         name, parameters = name_and_parameters(text)
+        if name in rules:  # the later one would take the place of the first
+            raise UserError(f"the rule {name!r} stands twice", where="guard", mend="Name each rule once.")
         rules[name] = made_part("guard", text, REGISTRIES["guard"].get(name), parameters)
     return Chain(rules)

@@ -32,6 +32,7 @@ class Length:
     """
 
     sides = "input"
+    reads = False
 
     def __init__(self, most: int = 1_000_000, action: str = "refuse") -> None:
         if most < 1:

@@ -111,7 +111,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
     """The first field that is wrong, by its name; what it held is not repeated."""
     assert isinstance(error, RequestValidationError), "registered for it alone"
     found = _plainest(list(error.errors()))
-    place = [str(part) for part in found.get("loc", ()) if part != "body"]
+    place = [str(part) for part in found.get("loc", ()) if part not in ("body", "path")]
     # Places inside of alternatives hold the names of types.
     param = ".".join(part for part in place if part.isidentifier() or part.isdigit())[:200]
     what = "the field is not known" if found.get("type") == "extra_forbidden" else str(found.get("msg", "it is wrong"))

@@ -97,7 +97,7 @@ def applied(model: ServedModel, engine: AppliedEngine, call: ApplyCall) -> Appli
     Raises:
         UserError: A language or label is wrong, or a text cannot be done.
     """
-    lm, texts = _as_applications_see_it(model, engine), _checked(call.texts)
+    lm, texts = _as_applications_see_it(model, engine, call.model), _checked(call.texts)
     found: Iterator[Any]
     if call.task == "translate":
         found = Translator(lm, call.target, source=call.source).stream(texts)
@@ -114,12 +114,12 @@ def applied(model: ServedModel, engine: AppliedEngine, call: ApplyCall) -> Appli
     return Applied(tuple(results), engine.prompt_tokens, engine.completion_tokens)
 
 
-def _as_applications_see_it(model: ServedModel, engine: AppliedEngine) -> LM:
-    """What they need of an LM; the torch module is not made for them."""
+def _as_applications_see_it(model: ServedModel, engine: AppliedEngine, name: str) -> LM:
+    """What they need of an LM, with the words of the adapter that answers; the torch module is not made for them."""
     own = model.lm
     view = SimpleNamespace(
-        tokenizer=own.tokenizer, tasks=own.tasks, source=model.name, engine=engine, label_head=own.label_head,
-        model=SimpleNamespace(spec=model.driver.engine.spec),
+        tokenizer=model.tokenizer_of(name), tasks=own.tasks, source=model.name, engine=engine,
+        label_head=own.label_head, model=SimpleNamespace(spec=model.driver.engine.spec),
     )  # fmt: skip
     return cast("LM", view)
 

@@ -39,8 +39,9 @@ def attention_of(model: ServedModel, call: AttentionCall) -> Attention:
     if not 1 <= len(ids) <= min(_MOST_TOKENS, spec.context_length):
         raise UserError(f"the text has {len(ids)} tokens, at most {_MOST_TOKENS} are shown", where="input")
     found: list[Any] = []
+    with _LOOKING:
+        gpt = model.lm.model  # of a file it is made now, and must be an ordinary one, which others use, too
     with _LOOKING, torch.inference_mode():
-        gpt = model.lm.model
         attention: Any = gpt.layers[call.layer].self_attn
         attend = getattr(attention, "attend", None)
         if attend is None:

@@ -17,7 +17,7 @@ from bimo.serving.bounds import Send
 from bimo.serving.contract import ChatMessage, EngineService, Event, Failed, Finished, GenerateCall, Piece, Started
 from bimo.serving.errors import ApiError
 from bimo.serving.gateway import Gateway, Routed, Visit
-from bimo.serving.guarding import Told, guarded_input, guarded_output, holds_output
+from bimo.serving.guarding import Told, guarded_input, guarded_output, holds_output, must_read
 from bimo.serving.shapes import DONE, Shape, WholeChoice, event, usage_of
 
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -164,6 +164,8 @@ class Generating:
             elif isinstance(call.prompt, str):
                 (text,) = await guarded_input(self._guard, [call.prompt], self._told)
                 call = replace(call, prompt=text)
+            else:
+                await must_read(self._guard, "prompt")
             found.append(call)
         return tuple(found)
 

@@ -12,6 +12,7 @@ from bimo.serving.errors import ApiError
 
 _THREAD_CHARACTERS = 20_000
 _PATIENCE_S = 30.0
+_DOES = ("note", "input", "mask", "refuse")
 
 
 class LocalGuard:
@@ -32,10 +33,7 @@ class LocalGuard:
 
     async def rules(self) -> Mapping[str, str]:
         """See `GuardService`."""
-        return {
-            name: "note" if getattr(rule, "sides", "both") == "input" else getattr(rule, "action", "refuse")
-            for name, rule in self._chain.rules.items()
-        }
+        return {name: _does(rule) for name, rule in self._chain.rules.items()}
 
     def _check(self, texts: Sequence[str], side: Side) -> list[list[GuardVerdict]]:
         return [
@@ -64,7 +62,10 @@ class BothGuards:
     async def rules(self) -> Mapping[str, str]:
         """See `GuardService`."""
         first, second = [dict(await guard.rules()) for guard in self._both]
-        return {**first, **{name: action for name, action in second.items() if first.get(name, "note") == "note"}}
+        stronger = {
+            name: does for name, does in second.items() if _DOES.index(does) > _DOES.index(first.get(name, "note"))
+        }
+        return {**second, **first, **stronger}
 
 
 def local_guard(rules: Sequence[str]) -> LocalGuard:
@@ -131,7 +132,29 @@ async def guarded_output(guard: GuardService, texts: Sequence[str], told: Told) 
 
 async def holds_output(guard: GuardService) -> bool:
     """Whether a rule may change what comes out, so that nothing of it can be shown before all is there."""
-    return any(action != "note" for action in (await guard.rules()).values())
+    return any(does in ("mask", "refuse") for does in (await guard.rules()).values())
+
+
+async def must_read(guard: GuardService, param: str) -> None:
+    """Whether tokens may pass that the guard cannot read.
+
+    Raises:
+        ApiError: A rule masks or refuses what it reads.
+    """
+    if any(does != "note" for does in (await guard.rules()).values()):
+        message = "the guard of this server reads texts: send text in place of token ids"
+        raise ApiError(400, message, "content_filter", param=param)
+
+
+def _does(rule: object) -> str:
+    """The most that a rule may do; "input": mask or refuse, what goes in alone.
+
+    A rule whose class has `reads = False` looks at nothing but the length.
+    """
+    action = getattr(rule, "action", "refuse")
+    if getattr(rule, "sides", "both") != "input" or action == "note":
+        return str(action)
+    return "input" if getattr(rule, "reads", True) else "note"
 
 
 def _masked(text: str, verdicts: Sequence[GuardVerdict]) -> str:

@@ -151,9 +151,13 @@ class ServedModel:
             guest = self._guests.get(name)
             if guest is not None and guest.system and said[0]["role"] != "system":
                 said.insert(0, {"role": "system", "content": guest.system})
-            tokenizer = (guest and guest.tokenizer) or self.lm.tokenizer
-            return tuple(tokenizer.encode_chat(said, add_generation_prompt=True))
+            return tuple(self.tokenizer_of(name).encode_chat(said, add_generation_prompt=True))
         return tuple(self.driver.engine.prompt_ids(prompt)) if isinstance(prompt, str) else prompt
+
+    def tokenizer_of(self, name: str) -> Tokenizer:
+        """The model's, or with the chat template that an adapter brought."""
+        guest = self._guests.get(name)
+        return (guest and guest.tokenizer) or self.lm.tokenizer
 
     def submit(
         self,
@@ -244,6 +248,8 @@ def open_models(
 
     if len(names) > len(paths):
         raise UserError(f"{len(names)} names for {len(paths)} models", where="--name", mend="Give one for each.")
+    if not all(name.strip() for name in names):
+        raise UserError("a name is empty", where="--name", mend="Give each model one, or leave --name out.")
     called = [*names, *(_name_of(path) for path in paths[len(names) :])]
     wanted: dict[str, list[tuple[str, str]]] = {name: [] for name in called}
     for text in adapters:

@@ -224,7 +224,7 @@ class HttpWire:
         except UserError:
             said = None
         if not isinstance(said, Failed):
-            return self._stranger() if status < 500 else self.lost(f"status {status}")
+            return self._stranger() if status <= 501 and status != 500 else self.lost(f"status {status}")
         return RefusedError(said.what) if status == 412 else said.error
 
     def _stranger(self) -> ServiceError:

@@ -17,7 +17,7 @@ from bimo.serving.contract import ApplyCall, AttentionCall, EmbedCall, Task
 from bimo.serving.errors import ApiError
 from bimo.serving.gateway import Gateway, Routed, Visit
 from bimo.serving.generating import Generating
-from bimo.serving.guarding import Told, checked, guarded_input, guarded_output
+from bimo.serving.guarding import Told, checked, guarded_input, guarded_output, must_read
 from bimo.serving.protocol import (
     AttentionRequest,
     ChatRequest,
@@ -106,6 +106,8 @@ def _applying(
         visit.model = card.name
         told, guard = Told(), gateway.guard_of(card.name)
         given = tuple(await guarded_input(guard, texts, told))
+        if any(v.action != "note" for found in await checked(guard, about.get("labels", ()), "input") for v in found):
+            raise ApiError(400, "the guard's rules let one of the labels not pass", "content_filter", param="labels")
         async with gateway.admission.place(visit.key, sum(map(_size, given)), 0) as place:
             call = ApplyCall(visit.id, card.name, task, given, tenant=visit.key.name, **about)
             found = await within(gateway.settings.answer_s, gateway.service.apply(call), "the answer")
@@ -132,8 +134,10 @@ async def _embedded(gateway: Gateway, visit: Visit, asked: EmbeddingRequest, sen
     visit.model = card.name
     if asked.dimensions not in (None, card.d_model):
         raise ApiError(400, f"this model has {card.d_model} dimensions", "invalid_value", param="dimensions")
-    told = Told()
-    words = iter(await guarded_input(gateway.guard, [text for text in texts if isinstance(text, str)], told))
+    told, guard = Told(), gateway.guard_of(card.name)
+    if any(not isinstance(text, str) for text in texts):
+        await must_read(guard, "input")
+    words = iter(await guarded_input(guard, [text for text in texts if isinstance(text, str)], told))
     given = tuple(next(words) if isinstance(text, str) else text for text in texts)
     async with gateway.admission.place(visit.key, sum(map(_size, given)), 0) as place:
         call = EmbedCall(visit.id, card.name, given, visit.key.name)
@@ -179,7 +183,7 @@ async def _attended(gateway: Gateway, visit: Visit, asked: AttentionRequest, sen
         if getattr(asked, name) >= count:
             raise ApiError(400, f"{name} must lie in 0 … {count - 1}", "invalid_value", param=name)
     told = Told()
-    (text,) = await guarded_input(gateway.guard, [asked.input], told)
+    (text,) = await guarded_input(gateway.guard_of(card.name), [asked.input], told)
     async with gateway.admission.place(visit.key, _size(text), 0) as place:
         call = AttentionCall(visit.id, card.name, text, asked.layer, asked.head, visit.key.name)
         found = await within(gateway.settings.answer_s, gateway.service.attention(call), "the answer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from bimo.core.errors import UserError
@@ -25,6 +26,7 @@ class Services:
         place: Where they are.
         wanted: What they are to be.
         wire: Times and bounds of calls.
+        check: Told the names of the models of other processes when they are known; raises what is wrong with them.
 
     Attributes:
         engine: The models.
@@ -32,7 +34,14 @@ class Services:
         names: Of the models; those of engines elsewhere are known when they have been started.
     """
 
-    def __init__(self, place: PlaceSettings, wanted: Wanted, wire: WireSettings | None = None) -> None:
+    def __init__(
+        self,
+        place: PlaceSettings,
+        wanted: Wanted,
+        wire: WireSettings | None = None,
+        check: Callable[[Sequence[str]], None] = lambda names: None,
+    ) -> None:
+        self._check = check
         self._wire = wire or WireSettings()
         self._children: list[SupervisedEngine] = []
         self.names: list[str] = []
@@ -108,6 +117,8 @@ class Services:
             self.names = [card.name for card in await self.engine.models()]
         except ServiceError as error:  # it may come later; clients get 503 until then
             log.warning("no engine answers yet", extra={"error": error.what})
+        else:
+            self._check(self.names)
 
 
 async def _look_at(guard: RemoteGuard) -> None:

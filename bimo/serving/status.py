@@ -16,7 +16,7 @@ from bimo.serving.metrics import CONTENT_TYPE
 from bimo.serving.runs import Runs
 
 _PATIENCE_S = 2.0
-Name = Annotated[str, InPath(max_length=128)]
+Name = Annotated[str, InPath(min_length=1, max_length=128)]
 
 
 def add_status(app: FastAPI, gateway: Gateway) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from bimo.cli import main
 from bimo.core.errors import UserError
+from bimo.flags import Parser
 from bimo.serving.keys import read_keys
 from bimo.serving.settings import ServeSettings
 
@@ -37,6 +38,12 @@ def test_a_key_is_made_and_shown_once(tmp_path: Path, capsys: pytest.CaptureFixt
         (["x", "--engine.threads", "-1"], "threads"),
         (["x", "--runs", "nothing/there"], "there is no such folder"),
         (["x", "--guard", "[lenght]", "--port", "0"], "lenght"),
+        (["x", "--guard", "lenght", "--port", "0"], "lenght"),
+        (["x", "--guard", "length", "--guard", "length(most=9)", "--port", "0"], "stands twice"),
+        (["x", "--guard", "http://127.0.0.1:1", "--guard", "length"], "the guard runs elsewhere"),
+        (["x", "--name", "a", "--name", "b", "--port", "0"], "2 names for 1 models"),
+        (["x", "--name", "", "--port", "0"], "a name is empty"),
+        (["x", "--adapter", "de", "--port", "0"], "'de' names no adapter"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +51,23 @@ def test_wrong_arguments_are_one_sentence(arguments: list[str], words: str, caps
     err = capsys.readouterr().err
     assert words in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--name", "a"], ["a"]),
+        (["--name", "a", "--name=b"], ["a", "b"]),
+        (["--name", "[a, b]"], ["a", "b"]),
+        (["--name", "a", "--name", "[b, c]"], ["b", "c"]),
+        (["--name", "x", "--port", "0", "--name", "größe=1, 'y'"], ["x", "größe=1, 'y'"]),
+    ],
+)
+def test_a_list_is_written_word_by_word_or_as_one(given: list[str], meant: list[str]) -> None:
+    parser = Parser()
+    parser.add_argument("--name", type=list[str], default=[])
+    parser.add_argument("--port", type=int, default=1)
+    assert parser.parse_args(given).name == meant
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

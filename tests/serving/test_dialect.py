@@ -148,6 +148,12 @@ def test_moderations_tell_the_rules(client: openai.OpenAI) -> None:
     assert {v["rule"] for v in dirty.model_extra["verdicts"]} == {"hidden_characters", "personal_data/e-mail address"}
 
 
+@pytest.mark.parametrize("name", ["", "x" * 129])
+def test_a_name_in_an_address_has_its_bounds(server: Running, name: str) -> None:
+    found = server.get(f"/v1/models/{name}")
+    assert (found.status_code, found.json()["error"]["param"]) == (400, "name")
+
+
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"

@@ -13,6 +13,8 @@ from serving.servers import Running, Serve
 from serving.test_streams import said
 
 from bimo import LM
+from bimo.core.errors import UserError
+from bimo.serving.guarding import BothGuards, local_guard
 
 MAIL = "write to anna.b@posteo.de now"
 
@@ -76,6 +78,38 @@ def test_what_is_refused_on_the_way_in_is_400(serve: Serve, small: LM) -> None:
         assert found.status_code == 400, path
         assert found.json()["error"]["code"] == "content_filter"
     assert model.runner.n_read == 0, "the model has read nothing of it"
+
+
+@pytest.mark.parametrize("action", ["mask", "refuse"])
+def test_what_the_guard_cannot_read_does_not_pass_it(serve: Serve, small: LM, action: str) -> None:
+    ids = small.tokenizer.encode(MAIL)
+    running = serve([Echo(small)], guard=[f'personal_data(action="{action}", sides="input")'])
+    for path, content in (("completions", {"prompt": ids}), ("embeddings", {"input": [ids]})):
+        found = running.post(f"/v1/{path}", content)
+        assert (found.status_code, found.json()["error"]["code"]) == (400, "content_filter"), path
+    noting = serve([Echo(small)], guard=["length", "personal_data"])
+    assert noting.post("/v1/completions", {"prompt": ids}).status_code == 200, "the control: its rules change nothing"
+
+
+def test_labels_pass_the_guard_too(serve: Serve, small: LM) -> None:
+    running = serve([Echo(small)], guard=["personal_data(action='mask')"])
+    found = running.post("/v1/classify", {"input": "the cat", "labels": ["good", MAIL]})
+    assert (found.status_code, found.json()["error"]["param"]) == (400, "labels")
+    assert running.post("/v1/classify", {"input": "the cat", "labels": ["good", "bad"]}).status_code == 200
+
+
+def test_a_rule_that_stands_twice_is_an_error() -> None:
+    with pytest.raises(UserError, match="stands twice"):
+        local_guard(["personal_data(action='refuse')", "personal_data"])
+
+
+def test_the_stronger_of_two_guards_counts() -> None:
+    weak, strong = (
+        local_guard([f"personal_data({words})"]) for words in ("action='refuse', sides='input'", "action='mask'")
+    )
+    for both in (BothGuards(weak, strong), BothGuards(strong, weak)):
+        assert asyncio.run(both.rules()) == {"personal_data": "mask"}
+    assert asyncio.run(weak.rules()) == {"personal_data": "input"}
 
 
 def test_long_texts_are_refused_by_their_length(serve: Serve, small: LM) -> None:

@@ -125,6 +125,18 @@ def test_attention_is_the_formula(server: Running, small: LM) -> None:
     assert server.post("/v1/attention", {"input": text, "layer": 1, "head": 0}).json()["weights"] != found["weights"]
 
 
+def test_attention_of_a_file_is_that_of_its_model(serve: Serve, small: LM, tmp_path: Path) -> None:
+    ask = {"input": "the cat sat on a mat", "layer": 1, "head": 3}
+    found = []
+    for lm in (bimo.load(small.export(tmp_path / "tiny.gguf", "F32")), small):
+        running = serve([ServedModel("tiny", lm, EngineSettings(threads=1))])
+        answers = [running.post("/v1/attention", ask) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+        found.append(answers[1].json()["weights"])
+        assert running.post("/v1/completions", {"prompt": "the cat", "max_tokens": 2}).status_code == 200
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
 def test_runs_are_shown_and_nothing_else(serve: Serve, small: LM, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     for name, steps in (("one", 5000), ("two", 3)):

@@ -137,6 +137,8 @@ def test_a_packs_guard_is_for_its_requests_alone(start: Start, packs: dict[str, 
     secret = "Meine Adresse ist anna.schmidt@gmail.com, schreib mir bitte bald."
     refused = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": secret}], "max_tokens": 2})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "content_filter")
+    vector = server.post("/v1/embeddings", {"model": "deutsch", "input": secret})
+    assert (vector.status_code, vector.json()["error"]["code"]) == (400, "content_filter")
     english = "My address is anna.schmidt@gmail.com, please write to me soon."
     assert server.ask(english)["model"] == "tiny", "the control: the server's own guard lets it through"
 
@@ -155,6 +157,21 @@ def test_a_packs_template_and_system_message_are_what_its_model_reads(
     assert server.ask("", messages=told)["usage"]["prompt_tokens"] == len(
         small.tokenizer.encode(read.replace("Kurz", "Lang"))
     ), "a system message of the request's own stays"
+
+
+def test_applications_are_asked_in_the_words_of_the_pack(start: Start, packs: dict[str, Path]) -> None:
+    server = start()
+    ask = {"input": GERMAN, "target": "en", "source": "de"}
+    tokens = {}
+    for name in ("de", "spoken"):  # with the model's template, and with one of its own
+        put(packs[name], server.folder / "de")
+        server.until(lambda: "deutsch" in server.routed())
+        began = server.gateway.metrics.tokens.labels("deutsch", "prompt")._value.get()
+        assert server.post("/v1/translate", ask).json()["model"] == "deutsch"
+        tokens[name] = server.gateway.metrics.tokens.labels("deutsch", "prompt")._value.get() - began
+        shutil.rmtree(server.folder / "de")
+        server.until(lambda: "deutsch" not in server.routed())
+    assert tokens["de"] != tokens["spoken"]
 
 
 def test_packs_come_change_and_go_under_load_and_no_request_is_lost(start: Start, packs: dict[str, Path]) -> None:

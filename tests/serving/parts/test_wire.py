@@ -130,9 +130,10 @@ def test_a_gateway_with_a_wrong_key_says_so_and_is_not_served(loop: Loop, small:
     assert "wrong" not in failed.what
 
 
-def test_another_program_at_the_address_is_not_believed(loop: Loop) -> None:
+@pytest.mark.parametrize("status", [200, 404, 501])
+def test_another_program_at_the_address_is_not_believed(loop: Loop, status: int) -> None:
     async def other(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": b'{"is": "Started", "prompt_tokens": 1}\n'})
 
     async def work() -> None:
