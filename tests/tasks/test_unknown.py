@@ -20,13 +20,13 @@ import bimo
 from bimo.tasks.task import TaskExample, asked, text_of
 
 
-@bimo.register("task", "shouting")
+@bimo.register("task", "murmuring")
 @dataclass(frozen=True)
 class Shouting:
     loud: bool = True
     max_tokens: int = 8
 
-    name = "shouting"
+    name = "murmuring"
     fields = ("text",)
     metrics = ("exact_match",)
     floors = ("copy",)
@@ -47,7 +47,7 @@ class Shouting:
 def stranger(lm: LM, tmp_path: Path) -> Path:
     """A model whose task is not there."""
     folder = lm.save(tmp_path / "model")
-    (folder / "tasks.json").write_text(json.dumps({"tasks": ["shouting(loud=False)", "translation(target='de')"]}))
+    (folder / "tasks.json").write_text(json.dumps({"tasks": ["murmuring(loud=False)", "translation(target='de')"]}))
     return folder
 
 
@@ -56,25 +56,25 @@ def test_it_opens_writes_and_keeps_what_it_was_trained_for(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         lm = bimo.load(stranger)
-    assert "trained for 'shouting(loud=False)', a task that is not there" in caplog.text
+    assert "trained for 'murmuring(loud=False)', a task that is not there" in caplog.text
     assert "--modules" in caplog.text, "the mend"
     assert lm.generate("the", max_tokens=2)
-    assert [task.name for task in lm.tasks] == ["shouting", "translation"]
-    assert json.loads((lm.save(tmp_path / "again") / "tasks.json").read_text())["tasks"][0] == "shouting(loud=False)"
+    assert [task.name for task in lm.tasks] == ["murmuring", "translation"]
+    assert json.loads((lm.save(tmp_path / "again") / "tasks.json").read_text())["tasks"][0] == "murmuring(loud=False)"
 
 
 def test_only_the_task_itself_is_refused(stranger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "the cat", "source": "the cat", "target": "die Katze"}\n')
-    with pytest.raises(UserError, match="'shouting' is one of somebody's own"):
-        bimo.evaluate(str(stranger), str(data), "shouting")
+    with pytest.raises(UserError, match="'murmuring' is one of somebody's own"):
+        bimo.evaluate(str(stranger), str(data), "murmuring")
     found = bimo.evaluate(str(stranger), str(data), "translation", floors=(), rounds=100)
     assert found.task.startswith("translation")
     (tmp_path / "own.py").write_text(OWN)
-    flags = ["--modules", str(tmp_path / "own.py"), "--task", "shouting", "--floors", "[]", "--rounds", "100"]
+    flags = ["--modules", str(tmp_path / "own.py"), "--task", "murmuring", "--floors", "[]", "--rounds", "100"]
     page = ["--output", str(tmp_path / "page"), "--engine.max_running", "1"]
     assert main(["evaluate", str(stranger), str(data), *flags, *page]) == 0, "with its file it is there"
-    assert "shouting" in capsys.readouterr().out or (tmp_path / "page").is_dir()
+    assert "murmuring" in capsys.readouterr().out or (tmp_path / "page").is_dir()
 
 
 @pytest.mark.parametrize("length", [0, -3, True, "'many'"])

@@ -23,9 +23,9 @@ from bimo.serving.pages import add_pages
 from bimo.serving.settings import ServeSettings
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A Chromium."""
+    """A Chromium, for one file of tests: as long as playwright is there, no other event loop can run in its thread."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need the package playwright")
     path = next((path for path in CHROMIUM if path and Path(path).exists()), None)
     if path is None:
