@@ -29,7 +29,11 @@ PROMPTS = (
     "The three laws of thermodynamics are", "Dear Sir or Madam, I am writing to", "A good soup needs",
     "The capital of France is", "When the rain had stopped,",
 )  # fmt: skip
-HELD_AGAINST = (("bimo serve", "bare engine", 16, 0.95), ("bimo serve", "llama.cpp server", 1, 1.0))
+HELD_AGAINST = (
+    ("bimo serve", "bare engine", 16, 0.95),
+    ("bimo serve", "llama.cpp server", 1, 1.5),
+    ("bimo serve", "llama.cpp server", 16, 1.5),
+)
 ENGINE = """
 import json, sys, time
 import bimo
@@ -199,7 +203,8 @@ def everybody(model: str, threads: int) -> Iterator[list[Bare | Server]]:
         "--n_threads",
         str(threads),
     ]
-    peer += ["--n_threads_batch", str(threads), "--n_ctx", "2048"]
+    # It answers one after the other; by default it would cut off each for the next.
+    peer += ["--n_threads_batch", str(threads), "--n_ctx", "2048", "--interrupt_requests", "false"]
     try:
         found.append(Server("llama.cpp server", peer, port, {}))
     except AssertionError as error:
@@ -242,7 +247,10 @@ def main() -> None:
         if (beside, streams) in figures:
             pairs = zip(figures[who, streams], figures[beside, streams], strict=True)
             ratio = statistics.median(a.speed / b.speed for a, b in pairs)
-            print(f"{who} / {beside}, {streams} streams: {ratio:.3f} (at least {least})")
+            first = statistics.median(a.first_ms for a in figures[who, streams])
+            others = statistics.median(b.first_ms for b in figures[beside, streams])
+            print(f"{who} / {beside}, {streams} streams: {ratio:.3f} (at least {least}); ", end="")
+            print(f"first text after {first:.1f} against {others:.1f} ms")
 
 
 if __name__ == "__main__":
