@@ -56,6 +56,14 @@ class PackedTensor(torch.Tensor):
         self._is_param = True
         return self
 
+    def __deepcopy__(self, memory: dict[int, Any]) -> PackedTensor:
+        """Another one of the same blocks, which nobody can change."""
+        found = PackedTensor(self.rows, self.format, self.shape[-1])
+        if isinstance(self, nn.Parameter):
+            found.as_parameter().requires_grad_(self.requires_grad)
+        memory[id(self)] = found
+        return found
+
     def unpacked(self) -> Tensor:
         """The numbers, float32."""
         return dequantize(self.rows, self.format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -82,3 +83,15 @@ def test_matrices_that_have_no_whole_groups_stay_plain() -> None:
     assert isinstance(packed.layers[0].mlp.down_proj, nn.Linear), "80 is no multiple of 32"
     assert isinstance(packed.layers[0].mlp.up_proj, PackedLinear), "the control: 64 is one"
     assert isinstance(model.layers[0].mlp.up_proj, nn.Linear), "the model stays as it was"
+
+
+def test_a_deep_copy_of_packed_weights_is_its_own_and_keeps_the_other_packed() -> None:
+    packed, dense = rows_of("Q4_0", 48, 96)
+    model = nn.Linear(96, 48, bias=False)
+    assign(model, "weight", packed)
+    again = copy.deepcopy(model)
+    assert again.weight is not model.weight
+    assert isinstance(again.weight, nn.Parameter), "it can be found among the parameters"
+    unpack(again)
+    assert torch.equal(again.weight, dense)
+    assert isinstance(model.weight, PackedTensor), "the first one is as it was"
