@@ -199,7 +199,9 @@ def test_files_give_documents_and_records(lm: LM, tmp_path: Path, name: str) -> 
 
 
 def test_columns_of_parquet_are_fields(lm: LM, tmp_path: Path) -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    arrow, parquet = (
+        pytest.importorskip(name, reason="an extra brings it") for name in ("pyarrow", "pyarrow.parquet")
+    )
     parquet.write_table(arrow.table({"source": X, "target": Y}), tmp_path / "pairs.parquet")
     assert learned(lm, tmp_path / "pairs.parquet") == ANSWERS
 

@@ -113,8 +113,10 @@ def test_an_unknown_model_is_a_404(server: Any) -> None:
 
 @pytest.mark.slow
 def test_a_replica_that_is_killed_is_replaced(server: Any) -> None:
-    os.kill(_engines()[0], signal.SIGKILL)
+    killed = _engines()[0]
+    os.kill(killed, signal.SIGKILL)
     _until(lambda: server.post("/v1/completions", json=BODY).status_code == 200)
+    assert [pid for pid in _engines() if pid != killed], "another process answers"
 
 
 @pytest.mark.slow

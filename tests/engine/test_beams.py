@@ -89,7 +89,7 @@ def test_beams_share_what_they_have_in_common() -> None:
 
 @pytest.mark.parametrize("length_penalty", [1.0, 0.5, 2.0])
 def test_beams_equal_those_of_transformers(length_penalty: float, tmp_path: Any) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the extra bimo[hf] is not installed")
     import bimo
 
     torch.manual_seed(0)

@@ -16,8 +16,8 @@ from bimo import LM, SamplingParams, Tokenizer, UserError
 from bimo.engine.constraints import Constraint, Forms
 from bimo.engine.sampling import Rules, next_token
 
-jsonschema = pytest.importorskip("jsonschema")
-pytest.importorskip("llguidance")
+jsonschema = pytest.importorskip("jsonschema", reason="the extra bimo[test] is not installed")
+pytest.importorskip("llguidance", reason="the extra bimo[grammar] is not installed")
 
 PATTERNS = [
     r"(yes|no|maybe), [0-9]{1,3}",

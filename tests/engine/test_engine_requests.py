@@ -146,7 +146,7 @@ def test_labels_are_chosen_by_likelihood(engine: Engine) -> None:
 
 
 def test_an_answer_has_the_form_that_was_asked_for(engine: Engine) -> None:
-    pytest.importorskip("llguidance")
+    pytest.importorskip("llguidance", reason="the extra bimo[grammar] is not installed")
     forms = [{"choices": ("yes", "no", "maybe")}, {"regex": "[a-c]{3}-[0-9]+!"}, {}]
     each = [replace(DRAWN, seed=seed, max_tokens=40, **forms[seed % 3]) for seed in range(12)]
     found = engine.generate(["the cat"] * 12, each)
@@ -259,12 +259,20 @@ def test_an_error_reaches_the_async_stream(engine: Engine) -> None:
     wait_until_idle(engine)
 
 
-def test_a_loop_that_goes_away_takes_its_request_along(engine: Engine) -> None:
+def test_a_loop_that_goes_away_takes_its_request_along(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, before = engine.runner.logits, engine.stats.n_tokens
+
+    def slow(chunks: Any) -> Any:
+        time.sleep(0.01)  # a second for all of it: time to see who has gone
+        return run(chunks)
+
+    monkeypatch.setattr(engine.runner, "logits", slow)
     loop = asyncio.new_event_loop()
-    stream = engine.astream("the cat", replace(DRAWN, max_tokens=60))
+    stream = engine.astream("the cat", replace(DRAWN, max_tokens=60, min_tokens=60))
     loop.run_until_complete(anext(stream))
     loop.close()
     wait_until_idle(engine)
+    assert engine.stats.n_tokens - before < 60, "it was given up, and did not come to its own end"
 
 
 def test_many_threads_use_one_engine(engine: Engine) -> None:

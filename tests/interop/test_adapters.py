@@ -19,7 +19,7 @@ from bimo.interop.adapters import load_adapter
 from bimo.model.adapting import AdaptedLinear, attach, detach
 from bimo.model.lora import merge
 
-peft = pytest.importorskip("peft")
+peft = pytest.importorskip("peft", reason="the extra bimo[test] is not installed")
 IDS = torch.randint(3, 200, (2, 20), generator=torch.Generator().manual_seed(5))
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -16,7 +16,7 @@ from bimo.interop.families import FAMILIES
 from bimo.interop.huggingface import Weights
 from bimo.interop.tensors import TensorNames
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="the extra bimo[hf] is not installed")
 
 N_TOKENS = 40
 

